@@ -1,0 +1,122 @@
+"""Checkpoints of a stage: the last few and the best, through Orbax, with a checksum a leaf."""
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from supcon_jax.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one stage in `directory/last` and `directory/best`.
+
+    Two Orbax managers, because one that ranks by a metric deletes the newest when it is not among
+    the best. Saving is asynchronous: the arrays are copied, then written by another thread.
+
+    Args:
+      directory: folder of the stage.
+      keep: how many of the last ones stay.
+    """
+
+    def __init__(self, directory: Path, keep: int):
+        self.directory = directory
+        self._last = _manager(directory / "last", max_to_keep=keep)
+        self._best = _manager(
+            directory / "best", max_to_keep=1, best_fn=lambda metrics: metrics["score"]
+        )
+
+    def save(self, state: TrainState) -> None:
+        """Keep the state as the newest."""
+        self._last.save(int(state.step), args=_payload(state))
+
+    def offer(self, state: TrainState, score: float) -> None:
+        """Keep the state as the best if no earlier one had a higher held-out score."""
+        self._best.save(int(state.step), args=_payload(state), metrics={"score": score})
+
+    def restore(self, like: TrainState, warn: Callable[[str], None] = print) -> TrainState | None:
+        """The newest undamaged state, or None where there is none.
+
+        Args:
+          like: a state with the expected tree, shapes, types and shardings.
+          warn: takes a line about each damaged checkpoint that is passed over.
+
+        Raises:
+          ValueError: checkpoints are there, but all are damaged or of another model.
+        """
+        steps = sorted(self._last.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return _restore(self._last, step, like)
+            except Exception as error:  # noqa: BLE001  (Orbax raises many kinds for damaged files)
+                reason = str(error).strip().splitlines()[0][:200]
+                warn(f"checkpoint {self._last.directory / str(step)} is not usable: {reason}")
+        if steps:
+            raise ValueError(
+                f"no usable checkpoint in {self._last.directory}, see above; remove the folder to "
+                "start again"
+            )
+        return None
+
+    def discard_after(self, step: int) -> None:
+        """Remove newer checkpoints: the damaged ones that a resumed run will write again."""
+        for manager in (self._last, self._best):
+            for newer in [s for s in manager.all_steps() if s > step]:
+                manager.delete(newer)
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        for manager in (self._last, self._best):
+            manager.wait_until_finished()
+            manager.close()
+
+
+def checksums(state: PyTree) -> dict[str, int]:
+    """CRC-32 of the bytes of each leaf, by its path in the tree."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(_arrays(state))
+    return {
+        jax.tree_util.keystr(path): zlib.crc32(np.asarray(leaf).tobytes()) for path, leaf in flat
+    }
+
+
+def _payload(state: TrainState) -> ocp.args.Composite:
+    return ocp.args.Composite(
+        state=ocp.args.StandardSave(_arrays(state)), checksums=ocp.args.JsonSave(checksums(state))
+    )
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(like))
+    found = manager.restore(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(target), checksums=ocp.args.JsonRestore()
+        ),
+    )
+    expected: dict[str, Any] = found.checksums
+    actual = checksums(found.state)
+    damaged = [name for name, value in actual.items() if expected.get(name) != value]
+    if damaged:
+        raise ValueError(f"{len(damaged)} arrays differ from their checksums, such as {damaged[0]}")
+    return found.state.replace(key=jax.random.wrap_key_data(found.state.key))
+
+
+def _arrays(state: TrainState) -> TrainState:
+    """The state with its random key as the plain array of its data."""
+    if not jax.dtypes.issubdtype(state.key.dtype, jax.dtypes.prng_key):
+        return state
+    return state.replace(key=jax.random.key_data(state.key))
+
+
+def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        directory.absolute(),
+        options=ocp.CheckpointManagerOptions(
+            create=True, cleanup_tmp_directories=True, step_prefix=None, **options
+        ),
+    )

@@ -1,0 +1,313 @@
+"""Every field of a configuration, once, with its meaning; recipe files change what differs.
+
+A recipe is a sequence of stages. All stages are always declared, `config.stages` names those that
+run, so that `--config.supcon.epochs=100` is spelt the same in every recipe.
+"""
+
+import difflib
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+RECIPES = {
+    "supcon": ("supcon", "linear"),
+    "simclr": ("simclr", "linear"),
+    "cross_entropy": ("cross_entropy",),
+}
+STAGES = ("supcon", "simclr", "linear", "cross_entropy")
+
+# What the result does not depend on: paths, logging, and what the hardware allows.
+NOT_HASHED = ("data.dir", "data.memory_limit_gb", "log", "checkpoint", "evaluation.batch_size")
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "data.source": ("digits", "folder", "tfds"),
+    "data.channels": (1, 3),
+    "model.depth": (18, 34, 50, 101, 152, 200),
+    "model.stem": ("cifar", "imagenet"),
+    "model.batch_norm": ("global", "local"),
+    "model.dtype": ("float32", "bfloat16"),
+    "objective.loss": ("supcon", "supcon_in"),
+    "objective.contrast_mode": ("all", "one"),
+    "objective.denominator_mode": ("all", "one_positive", "only_negatives"),
+    "start_from": ("scratch", "previous"),
+}
+
+
+def base(recipe: str = "supcon") -> ConfigDict:
+    """The defaults of all fields, with the stages of a recipe.
+
+    Args:
+      recipe: "supcon" (contrastive with labels, then a linear classifier on the frozen encoder),
+        "simclr" (the same without labels) or "cross_entropy".
+
+    Returns:
+      A configuration whose fields are locked: values can change, names cannot.
+
+    Raises:
+      ValueError: unknown recipe.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"unknown recipe {recipe!r}{nearest(recipe, RECIPES)}")
+    config = ConfigDict(
+        dict(
+            seed=0,  # of initial values, data order and augmentations
+            stages=RECIPES[recipe],  # run one after the other
+            data=dict(
+                source="digits",  # digits, folder (DIR/SPLIT/CLASS/IMAGE) or tfds
+                name="",  # of the TFDS data set
+                dir="",  # of the folder, or TFDS's data_dir ("": ~/tensorflow_datasets)
+                train_split="train",
+                test_split="test",
+                holdout=0.05,  # share of the training images kept for looking at during training
+                load_size=32,  # pixels; images are loaded as squares of this side
+                image_size=32,  # pixels; side of the views and of the evaluation's middle crop
+                channels=3,  # 1 (grey) or 3 (RGB)
+                mean=(0.5, 0.5, 0.5),  # subtracted from pixels in [0, 1], one a channel
+                std=(0.5, 0.5, 0.5),  # then divided by
+                memory_limit_gb=4.0,  # a split up to this size is kept decoded in memory
+            ),
+            model=dict(
+                depth=18,  # of the ResNet: 18, 34, 50, 101, 152, 200
+                width=1.0,  # multiplies the filters
+                stem="cifar",  # cifar (3x3, stride 1) or imagenet (7x7, stride 2, max-pool)
+                batch_norm="global",  # statistics of the global batch, or local: of each device's
+                zero_init_residual=True,  # last batch-norm scale of each block starts at 0
+                normalize=False,  # heads get the encoder's output at length 1
+                dtype="float32",  # of the computation; parameters and losses are float32
+            ),
+            evaluation=dict(
+                every_epochs=10.0,  # k-NN (and top-1) on the held-out images; 0: never
+                batch_size=500,  # images; changes speed and memory, not results
+                neighbours=20,  # k of the k-NN
+                temperature=0.07,  # of its weights
+                references=50_000,  # most training images that the k-NN compares with
+            ),
+            checkpoint=dict(
+                every_epochs=10.0,  # and at the end of each stage
+                keep=2,  # last ones of each stage; the best on held-out images is kept beside them
+            ),
+            log=dict(every_steps=20),
+            supcon=_contrastive_stage(use_labels=True, temperature=0.1),
+            simclr=_contrastive_stage(use_labels=False, temperature=0.5),
+            linear=_stage(
+                objective=dict(name="cross_entropy", label_smoothing=0.0),
+                head=dict(name="classifier"),
+                views=1,
+                frozen=("encoder",),
+                start_from="previous",
+            ),
+            cross_entropy=_stage(
+                objective=dict(name="cross_entropy", label_smoothing=0.0),
+                head=dict(name="classifier"),
+                views=1,
+                frozen=(),
+                start_from="scratch",
+            ),
+        )
+    )
+    return config.lock()
+
+
+def _contrastive_stage(*, use_labels: bool, temperature: float) -> dict[str, Any]:
+    return _stage(
+        objective=dict(
+            name="contrastive",
+            loss="supcon",  # supcon (Eq. 2) or supcon_in (Eq. 3)
+            use_labels=use_labels,  # False: SimCLR
+            temperature=temperature,
+            contrast_mode="all",  # views that are anchors: all, or one
+            denominator_mode="all",  # all, one_positive (SINCERE) or only_negatives (DCL)
+        ),
+        head=dict(
+            name="projection",
+            layers=(128,),  # output sizes; one entry is a linear projection
+            batch_norm=False,  # in the hidden layers
+        ),
+        views=2,
+        frozen=(),
+        start_from="scratch",
+    )
+
+
+def _stage(
+    *, objective: dict, head: dict, views: int, frozen: tuple[str, ...], start_from: str
+) -> dict[str, Any]:
+    return dict(
+        objective=objective,
+        head=head,
+        views=views,  # of each image in a batch
+        frozen=frozen,  # parts that are not trained: ("encoder",) or ()
+        start_from=start_from,  # scratch, or previous: the encoder of the stage before
+        epochs=100.0,  # passes over the training images; may be fractional
+        warmup_epochs=0.0,  # of them with a linearly rising learning rate
+        batch_size=256,  # images (not views) in the global batch
+        loss_scale=1.0,  # factor on the loss for the gradient; the logged loss is without it
+        optimizer=dict(
+            name="sgd",
+            momentum=0.9,
+            nesterov=False,
+            weight_decay=1e-4,  # L2, added to the gradient
+            decay_all=False,  # True: also of biases and batch-norm scales
+        ),
+        schedule=dict(
+            name="cosine",
+            learning_rate=0.1,  # the peak, used as it stands: nothing rescales it
+            final_ratio=0.0,  # last learning rate / peak
+        ),
+        augment=dict(
+            name="sim_augment",
+            crop_area=(0.2, 1.0),  # share of the image; (1, 1) and ratio (1, 1): no crop
+            crop_ratio=(0.75, 4 / 3),  # width / height
+            shift=0,  # pixels, after the crop, filled with black
+            flip=0.5,  # probability
+            jitter=0.5,  # strength s: brightness, contrast, saturation 0.8 s, hue 0.2 s; 0: off
+            jitter_probability=0.8,
+            grey=0.2,  # probability
+        ),
+    )
+
+
+def load(name: str) -> ConfigDict:
+    """The configuration of a recipe file: "PATH.py[:RECIPE]", or a shipped one by name, "digits".
+
+    Args:
+      name: path or name, and the recipe after a colon (default "supcon").
+
+    Returns:
+      What the file's `get_config(recipe)` gives.
+
+    Raises:
+      FileNotFoundError: no such file or shipped configuration.
+      ValueError: unknown recipe.
+    """
+    file, _, recipe = name.partition(":")
+    shipped = {path.stem: path for path in sorted(_shipped_folder().glob("*.py"))}
+    path = Path(file) if file.endswith(".py") else shipped.get(file)
+    if path is None or not path.is_file():
+        raise FileNotFoundError(f"no configuration {file!r}{nearest(Path(file).stem, shipped)}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(recipe or "supcon")
+
+
+def _shipped_folder() -> Path:
+    """`configs` is inside the package where that is installed, beside it in a checkout."""
+    here = Path(__file__).parent
+    inside = here / "configs"
+    return inside if inside.is_dir() else here.parent / "configs"
+
+
+def check_names(config: ConfigDict, arguments: Iterable[str]) -> None:
+    """Check that every `--config.FIELD` among the arguments names a field.
+
+    Raises:
+      ValueError: one does not; the message has the nearest name.
+    """
+    fields = flatten(config)
+    for argument in arguments:
+        flag = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and flag.startswith("config."):
+            field = flag.removeprefix("config.")
+            if field not in fields:
+                raise ValueError(f"unknown field config.{field}{nearest(field, fields)}")
+
+
+def validate(config: ConfigDict) -> None:
+    """Check every value that has a fixed set of choices or a range.
+
+    Raises:
+      ValueError: one line with the field, what it may be, and what it is.
+    """
+    for path, value in flatten(config).items():
+        choices = CHOICES.get(path) or CHOICES.get(path.partition(".")[2])
+        if choices and value not in choices:
+            allowed = ", ".join(map(str, choices))
+            hint = nearest(str(value), map(str, choices))
+            raise ValueError(f"config.{path} must be one of {allowed}; got {value!r}{hint}")
+    data = config.data
+    _require(0 <= data.holdout < 1, "data.holdout", "a share from 0 to below 1", data.holdout)
+    _require(
+        0 < data.image_size <= data.load_size,
+        "data.image_size",
+        f"from 1 to data.load_size ({data.load_size})",
+        data.image_size,
+    )
+    for field in ("mean", "std"):
+        values = data[field]
+        _require(len(values) == data.channels, f"data.{field}", f"{data.channels} numbers", values)
+    for name in config.stages:
+        if name not in STAGES:
+            raise ValueError(f"config.stages: no stage {name!r}{nearest(name, STAGES)}")
+        stage = config[name]
+        _require(stage.epochs > 0, f"{name}.epochs", "positive", stage.epochs)
+        _require(stage.batch_size > 0, f"{name}.batch_size", "positive", stage.batch_size)
+        _require(stage.views > 0, f"{name}.views", "positive", stage.views)
+        if stage.objective.name == "contrastive":
+            temperature = stage.objective.temperature
+            _require(temperature > 0, f"{name}.objective.temperature", "positive", temperature)
+
+
+def _require(condition: bool, field: str, expected: str, value: Any) -> None:
+    if not condition:
+        raise ValueError(f"config.{field} must be {expected}; got {value!r}")
+
+
+def used(config: ConfigDict) -> dict[str, Any]:
+    """The configuration as a plain dictionary, without the stages that do not run."""
+    plain = json.loads(json.dumps(config.to_dict()))
+    unused = set(STAGES) - set(config.stages)
+    return {name: value for name, value in plain.items() if name not in unused}
+
+
+def config_hash(plain: dict[str, Any]) -> str:
+    """Twelve hexadecimal digits that stand for all fields that the result depends on."""
+    text = json.dumps(hashed_fields(plain), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def hashed_fields(plain: dict[str, Any]) -> dict[str, Any]:
+    """`field.name -> value` of the fields that the result depends on."""
+    return {
+        path: value
+        for path, value in flatten(plain).items()
+        if not any(path == name or path.startswith(name + ".") for name in NOT_HASHED)
+    }
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line for each hashed field that differs between two plain configurations."""
+    before, after = hashed_fields(old), hashed_fields(new)
+    return [
+        f"{path}: {before.get(path, '(not there)')} -> {after.get(path, '(not there)')}"
+        for path in sorted(before | after)
+        if path not in before or path not in after or before[path] != after[path]
+    ]
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    return dict(_leaves(tree, prefix))
+
+
+def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict | ConfigDict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Text that asks whether the nearest name was meant, or lists the names if they are few."""
+    names = list(names)
+    matches = difflib.get_close_matches(name, names, 1, 0.5)
+    if matches:
+        return f"; did you mean {matches[0]!r}?"
+    return f"; there are {', '.join(names)}" if len(names) < 20 else ""

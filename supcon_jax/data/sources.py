@@ -1,0 +1,269 @@
+"""Where images and labels come from: digits, image folders, TFDS; one small interface for all."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Loaded = tuple[np.ndarray, np.ndarray]  # images [n, H, W, C] uint8, labels [n] int32
+CHANNEL_MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a data set, with random access.
+
+    Attributes:
+      name: for messages.
+      size: number of images.
+      class_names: label k is `class_names[k]`.
+      image_shape: height, width and channels of every loaded image.
+      load: `indices [n] -> (images [n, H, W, C] uint8, labels [n] int32)`.
+    """
+
+    name: str
+    size: int
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    load: Callable[[np.ndarray], Loaded]
+
+
+def open_source(
+    source: str,
+    split: str,
+    *,
+    name: str,
+    directory: str,
+    load_size: int,
+    channels: int,
+    memory_limit_gb: float,
+) -> Source:
+    """A split of a data set, decoded into memory once where it fits, else image by image.
+
+    Args:
+      source: "digits", "folder" or "tfds".
+      split: name of the split, as the source calls it.
+      name: of the TFDS data set; not used by the others.
+      directory: of the image folder, or TFDS's `data_dir` ("": its default).
+      load_size: images are scaled to this short side, then cut to the middle square.
+      channels: 1 (grey) or 3 (RGB).
+      memory_limit_gb: largest size of a split that is kept decoded in memory, in GB.
+
+    Returns:
+      The source.
+
+    Raises:
+      FileNotFoundError: the data set or split is not there; the message says how to get it.
+      ValueError: an undecodable image, an empty class, a label out of range.
+    """
+    fit = partial(_fit, size=load_size, mode=CHANNEL_MODES[channels])
+    shape = (load_size, load_size, channels)
+    found = SOURCES[source](split, name=name, directory=directory, fit=fit, shape=shape)
+    if found.size == 0:
+        raise ValueError(f"{found.name} has no images")
+    if found.size * np.prod(shape) <= memory_limit_gb * 1e9:
+        return in_memory(found)
+    return found
+
+
+def in_memory(source: Source) -> Source:
+    """The same source with all images decoded."""
+    images, labels = source.load(np.arange(source.size))
+    return replace(source, load=lambda indices: (images[indices], labels[indices]))
+
+
+def subset(source: Source, indices: np.ndarray, name: str) -> Source:
+    """Some of the images of a source, under a name of their own."""
+    return replace(
+        source, name=name, size=len(indices), load=lambda chosen: source.load(indices[chosen])
+    )
+
+
+def hold_out(source: Source, fraction: float) -> tuple[Source, Source]:
+    """Training images, and the share of them that is held out to look at during training.
+
+    The choice is fixed (seed 0), so that runs with different seeds hold out the same images.
+    """
+    order = np.random.RandomState(0).permutation(source.size)
+    count = round(fraction * source.size)
+    return (
+        subset(source, np.sort(order[count:]), source.name),
+        subset(source, np.sort(order[:count]), f"{source.name} (held out)"),
+    )
+
+
+def _digits(split: str, *, fit: Callable, shape: tuple[int, int, int], **_: Any) -> Source:
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels of 0 to 16 (UCI, Alpaydin and Kaynak).
+
+    "train" and "test" are a stratified 80/20 split with seed 0; "first1437" and "last360" split in
+    file order, where the last writers are other people than the first.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    everything = np.arange(len(labels))
+    train, test = train_test_split(everything, test_size=0.2, random_state=0, stratify=labels)
+    splits = {
+        "train": train,
+        "test": test,
+        "first1437": everything[:-360],
+        "last360": everything[-360:],
+    }
+    if split not in splits:
+        raise FileNotFoundError(f"digits has the splits {', '.join(splits)}, not {split!r}")
+    chosen = splits[split]
+    eight_bit = np.round(pixels[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    images = np.stack([fit(Image.fromarray(image)) for image in eight_bit])
+    targets = labels[chosen].astype(np.int32)
+    names = tuple(str(digit) for digit in range(10))
+    return Source(
+        f"digits/{split}",
+        len(chosen),
+        names,
+        shape,
+        lambda indices: (images[indices], targets[indices]),
+    )
+
+
+def _folder(
+    split: str, *, directory: str, fit: Callable, shape: tuple[int, int, int], **_: Any
+) -> Source:
+    """Images in `directory/split/class/image`, in any format that Pillow reads."""
+    root = Path(directory).expanduser()
+    folder = root / split
+    if not directory or not folder.is_dir():
+        there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        raise FileNotFoundError(
+            f"no image folder {folder}: expected {root}/SPLIT/CLASS/IMAGE"
+            + (f", found the splits {', '.join(there)}" if there and directory else "")
+            + "; set --config.data.dir and the names of its splits, --config.data.train_split and "
+            "--config.data.test_split"
+        )
+    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+    if not names:
+        raise ValueError(f"{folder} has no class folders: expected {root}/SPLIT/CLASS/IMAGE")
+    files = [[p for p in sorted((folder / name).rglob("*")) if _is_image(p)] for name in names]
+    for name, of_class in zip(names, files, strict=True):
+        if not of_class:
+            raise ValueError(f"class folder {folder / name} has no images: add some or remove it")
+    paths = [path for of_class in files for path in of_class]
+    labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(f) for f in files])
+
+    def load(indices: np.ndarray) -> Loaded:
+        chosen = [(str(paths[i]), paths[i]) for i in indices]
+        return _decode_all(chosen, fit, shape), labels[indices]
+
+    return Source(str(folder), len(paths), names, shape, load)
+
+
+def _is_image(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
+
+
+def _tfds(
+    split: str, *, name: str, directory: str, fit: Callable, shape: tuple[int, int, int], **_: Any
+) -> Source:
+    """A prepared TFDS data set with the features "image" and "label", read without TensorFlow."""
+    prepared = find_tfds(name, directory)
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(prepared))
+    if split not in builder.info.splits:
+        raise FileNotFoundError(
+            f"{name} in {prepared} has the splits {', '.join(builder.info.splits)}, not {split!r}"
+        )
+    records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    names = tuple(builder.info.features["label"].names)
+
+    def load(indices: np.ndarray) -> Loaded:
+        rows = records.__getitems__([int(i) for i in indices])
+        labels = np.array([row["label"] for row in rows], np.int32)
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
+        if wrong.size:
+            raise ValueError(
+                f"{name}/{split}: record {indices[wrong[0]]} has label {labels[wrong[0]]}, "
+                f"expected 0 to {len(names) - 1}"
+            )
+        encoded = [
+            (f"{name}/{split} record {i}", row["image"])
+            for i, row in zip(indices, rows, strict=True)
+        ]
+        return _decode_all(encoded, fit, shape), labels
+
+    return Source(f"{name}/{split}", len(records), names, shape, load)
+
+
+def find_tfds(name: str, directory: str) -> Path:
+    """The folder of the newest prepared version of a TFDS data set, without opening it.
+
+    Raises:
+      FileNotFoundError: nothing there; the message says how to prepare it.
+      ValueError: prepared in a format that needs TensorFlow to read.
+    """
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    root = Path(directory or default).expanduser()
+    infos = sorted((root / name).glob("**/dataset_info.json"), key=_version)
+    if not infos:
+        known = name in ("fashion_mnist",)
+        how = (
+            f"python -m supcon_jax.data.prepare {name} --data_dir {root}"
+            if known
+            else f"tfds build {name} --file_format=array_record --data_dir={root} "
+            f"(needs TensorFlow; see https://www.tensorflow.org/datasets/catalog/{name})"
+        )
+        raise FileNotFoundError(
+            f"data set {name!r} is not in {root}. Prepare it: {how}. Or point --config.data.dir to "
+            "where it is, or use a folder: --config.data.source=folder --config.data.dir=PATH"
+        )
+    form = json.loads(infos[-1].read_text()).get("fileFormat", "tfrecord")
+    if form not in ("array_record", "parquet"):
+        raise ValueError(
+            f"{infos[-1].parent} is stored as {form}, which only TensorFlow reads; convert it: "
+            f"tfds convert_format --dataset_dir={infos[-1].parent} --out_file_format=array_record"
+        )
+    return infos[-1].parent
+
+
+def _version(info: Path) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else -1 for part in info.parent.name.split("."))
+
+
+def _decode_all(
+    encoded: Sequence[tuple[str, Any]], fit: Callable, shape: tuple[int, int, int]
+) -> np.ndarray:
+    images = np.empty((len(encoded), *shape), np.uint8)
+
+    def decode(place: int) -> None:
+        images[place] = _decode(*encoded[place], fit)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the interpreter lock
+        list(pool.map(decode, range(len(encoded)), chunksize=64))
+    return images
+
+
+def _decode(where: str, file: str | Path | IO[bytes] | bytes, fit: Callable) -> np.ndarray:
+    import io
+
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            return fit(ImageOps.exif_transpose(image))
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot decode {where}: {error}; repair or remove it") from None
+
+
+def _fit(image: Image.Image, *, size: int, mode: str) -> np.ndarray:
+    """Scale the short side to `size` and cut out the middle square: `[size, size, channels]`."""
+    if image.size != (size, size):
+        image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image.convert(mode)).reshape(size, size, -1)
+
+
+SOURCES: dict[str, Callable[..., Source]] = {"digits": _digits, "folder": _folder, "tfds": _tfds}

@@ -1,0 +1,304 @@
+"""What a run tells: metrics.jsonl, CLU writers (TensorBoard), a progress bar or plain lines."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+from absl import logging
+
+
+class Logs:
+    """The metrics of a run, in `metrics.jsonl` and, through CLU, for TensorBoard.
+
+    Args:
+      workdir: folder of the run.
+    """
+
+    def __init__(self, workdir: Path):
+        self.path = workdir / "metrics.jsonl"
+        self._file = self.path.open("a")
+        self._writer = _clu_writer(workdir / "tensorboard")
+
+    def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """One line; keys that begin with "time/" are times and rates, the others repeat exactly."""
+        self._file.write(json.dumps({"stage": stage, "step": step, **metrics}) + "\n")
+        if self._writer is not None:
+            self._writer.write_scalars(step, {f"{stage}/{k}": v for k, v in metrics.items()})
+
+    def flush(self) -> None:
+        """Everything written so far is on disk."""
+        self._file.flush()
+
+    def cut(self, stage: str, after: int) -> None:
+        """Forget what a stage wrote after a step: a resumed run writes it again."""
+        self._file.close()
+        kept = [
+            line
+            for line, record in _records(self.path)
+            if record["stage"] != stage or record["step"] <= after
+        ]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(self.path)
+        self._file = self.path.open("a")
+
+    def close(self) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.flush()
+            self._writer.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The records of `metrics.jsonl`, in order."""
+    return [record for _, record in _records(workdir / "metrics.jsonl")]
+
+
+def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    records = []
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+        if line.endswith("\n"):  # a killed run can leave half a line at the end
+            records.append((line, json.loads(line)))
+    return records
+
+
+def _clu_writer(directory: Path) -> Any:
+    """CLU's default writer (absl's log and TensorBoard), or None where CLU is not installed."""
+    try:
+        from supcon_jax import summary_writer
+
+        summary_writer.install_without_tensorflow()
+        from clu import metric_writers
+    except ImportError as error:
+        logging.warning("no TensorBoard files: %s; metrics.jsonl has everything", error)
+        return None
+    return metric_writers.create_default_writer(str(directory))
+
+
+class Progress:
+    """Progress of a stage: a bar on a terminal, one plain line a log step elsewhere.
+
+    Args:
+      stage: its name.
+      start: steps done before this run.
+      total: steps of the stage.
+      stream: where to write; a bar is drawn if it is a terminal.
+    """
+
+    def __init__(self, stage: str, start: int, total: int, stream: TextIO | None = None):
+        self._stage, self._total = stage, total
+        self._stream = stream or sys.stderr
+        self._bar: Any = None
+        self._shown: dict[str, float] = {}
+        if self._stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total,
+                initial=start,
+                desc=stage,
+                file=self._stream,
+                dynamic_ncols=True,
+                bar_format="{desc} {percentage:3.0f}%|{bar:10}| {n}/{total} {remaining}{postfix}",
+            )
+
+    def move(self, step: int) -> None:
+        """A step has been started."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def show(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The metrics of a step that matter most."""
+        if self._bar is None:
+            self.note(f"{self._stage} {step}/{self._total}  {summary(metrics)}")
+        else:
+            self._shown |= metrics  # held-out scores stay until there are newer ones
+            self._bar.set_postfix_str(summary(self._shown))
+
+    def note(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is None:
+            print(line, file=self._stream, flush=True)
+        else:
+            self._bar.write(line, file=self._stream)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+SHOWN = {  # metric -> how a line shows it
+    "loss": "loss {:.3f}",
+    "excess": "excess {:.3f}",
+    "contrastive_accuracy": "match {:.1%}",
+    "accuracy": "train {:.1%}",
+    "heldout/top1": "top-1 {:.1%}",
+    "heldout/knn": "k-NN {:.1%}",
+    "time/images_per_s": "{:,.0f} img/s",
+}
+
+
+def summary(metrics: Mapping[str, float]) -> str:
+    """The metrics that matter most, on one line."""
+    return "  ".join(text.format(metrics[key]) for key, text in SHOWN.items() if key in metrics)
+
+
+class Recorder:
+    """Takes the metrics of every step, which stay on the device, and writes those of log steps.
+
+    The metrics of a log step are fetched one step late, so that the device never waits; all losses
+    since the last time are checked then.
+
+    Args:
+      stage: name of the stage.
+      schedule: `step -> learning rate`.
+      start: steps done before.
+      total: steps of the stage.
+      images_per_step: passes of images through the encoder in a step.
+      every: steps between two records.
+      logs: where the records go.
+      checkpoints: folder that the message about a loss that is not finite names.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        schedule: Callable[[int], Any],
+        start: int,
+        total: int,
+        *,
+        images_per_step: int,
+        every: int,
+        logs: Logs,
+        checkpoints: Path,
+    ):
+        self._stage, self._schedule, self._total = stage, schedule, total
+        self._images_per_step, self._every = images_per_step, every
+        self._logs, self._checkpoints = logs, checkpoints
+        self._progress = Progress(stage, start, total)
+        self._advice = Advice(self._progress.note)
+        self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
+        self._times: dict[str, float] = {}
+        self._timed_from = start + 1  # the first step compiles and is not timed
+        self._seconds, self._since = 0.0, time.perf_counter()
+
+    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Take the metrics of a step, and write those of the one before if it was a log step."""
+        if step == self._timed_from and not self._times:
+            jax.block_until_ready(metrics)
+            self._times["time/compile_s"] = time.perf_counter() - self._since
+            self.resume()
+        elif self._pending and self._pending[-1][0] % self._every == 0:
+            self._fetch({})
+        self._pending.append((step, metrics))
+        self._progress.move(step)
+
+    def pause(self) -> None:
+        """Wait for the device and stop the clock: what follows is not training."""
+        jax.block_until_ready(self._pending)
+        self._seconds += time.perf_counter() - self._since
+        self._since = time.perf_counter()
+
+    def resume(self) -> None:
+        """Start the clock again."""
+        self._since = time.perf_counter()
+
+    def catch_up(self, scores: Mapping[str, float]) -> None:
+        """Write everything up to the newest step, with held-out scores in its record if any.
+
+        Raises:
+          FloatingPointError: a loss was not finite.
+        """
+        self._fetch(scores)
+        self._logs.flush()
+
+    def start(self, scores: Mapping[str, float]) -> None:
+        """The scores before the first step."""
+        if scores:
+            self._tell(0, dict(scores))
+        self.resume()
+
+    def close(self) -> None:
+        self._progress.close()
+
+    def _fetch(self, scores: Mapping[str, float]) -> None:
+        pending, self._pending = jax.device_get(self._pending), []
+        for step, metrics in pending:
+            values = {name: float(value) for name, value in metrics.items()}
+            self._check(step, values["loss"])
+            last, measured = step == pending[-1][0], step % self._every == 0
+            if measured or step == self._total or (last and scores):
+                if not measured:  # then the objective's own metrics were not computed
+                    values = {name: values[name] for name in ("loss", "grad_norm")}
+                values["learning_rate"] = float(self._schedule(step - 1))
+                self._tell(step, values | (dict(scores) if last else {}) | self._time(step))
+            if measured:
+                self._advice.see(step, values)
+
+    def _time(self, step: int) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds, self._seconds, self._since = self._seconds + now - self._since, 0.0, now
+        images = (step - self._timed_from) * self._images_per_step
+        times, self._times, self._timed_from = self._times, {}, step
+        if images:
+            times |= {"time/seconds": seconds, "time/images_per_s": images / seconds}
+        return times
+
+    def _tell(self, step: int, record: dict[str, float]) -> None:
+        self._logs.write(self._stage, step, record)
+        self._progress.show(step, record)
+
+    def _check(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of stage {self._stage} is {loss} at step {step} (learning rate "
+                f"{float(self._schedule(step - 1)):.4g}). Likely causes: the learning rate is too "
+                "high or its warm-up too short, the temperature too low, or the images hold values "
+                f"that are not finite. The checkpoints before it are kept in {self._checkpoints}"
+            )
+
+
+class Advice:
+    """One warning, with the likely remedies, for each way in which contrastive training stalls.
+
+    Args:
+      warn: takes a line.
+      patience: steps at the collapsed value before the warning.
+    """
+
+    def __init__(self, warn: Callable[[str], None], patience: int = 200):
+        self._warn, self._patience = warn, patience
+        self._given: set[str] = set()
+        self._stuck_since: int | None = None
+
+    def see(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Look at the metrics of a log step."""
+        if metrics.get("lonely", 0.0) > 0.5:
+            self._once(
+                "lonely",
+                f"{metrics['lonely']:.0%} of the samples have no positive from another sample in "
+                "their batch, so the loss is nearly self-supervised: use a larger batch or fewer "
+                "classes, or check the labels",
+            )
+        if "collapsed" not in metrics or metrics["loss"] < 0.99 * metrics["collapsed"]:
+            self._stuck_since = None
+            return
+        self._stuck_since = step if self._stuck_since is None else self._stuck_since
+        if step - self._stuck_since >= self._patience:
+            self._once(
+                "collapsed",
+                f"the loss has been at a collapsed encoder's value, {metrics['collapsed']:.3f}, "
+                f"for {step - self._stuck_since} steps: try a lower learning rate or a longer "
+                "warm-up, a higher temperature, weaker augmentations, and check that labels belong "
+                "to their images",
+            )
+
+    def _once(self, kind: str, line: str) -> None:
+        if kind not in self._given:
+            self._given.add(kind)
+            self._warn(f"warning: {line}")

@@ -1,0 +1,99 @@
+"""What sits on the encoder: a projection for the contrastive loss or a classifier, and the pair."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from supcon_jax.losses import l2_normalize
+
+
+class Projection(nn.Module):
+    """Linear or MLP projection to the unit sphere: `[n, features]` -> `[n, layers[-1]]`.
+
+    ReLU between the layers; the last has neither bias, batch norm nor activation.
+
+    Attributes:
+      layers: output sizes; one entry is a single linear map.
+      batch_norm: normalise the hidden layers, which then have no bias.
+      dtype: type of the computation; None follows the input and the parameters.
+      axis_name: mapped axis whose devices share batch statistics; None keeps them local.
+
+    References:
+      Khosla et al., 2020, https://arxiv.org/abs/2004.11362, section 3.1 (Proj).
+    """
+
+    layers: tuple[int, ...] = (128,)
+    batch_norm: bool = False
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n features"], train: bool) -> Float[Array, "n projection"]:
+        for size in self.layers[:-1]:
+            x = nn.Dense(size, use_bias=not self.batch_norm, dtype=self.dtype)(x)
+            if self.batch_norm:
+                x = nn.BatchNorm(
+                    use_running_average=not train,
+                    momentum=0.9,
+                    dtype=self.dtype,
+                    axis_name=self.axis_name,
+                )(x)
+            x = nn.relu(x)
+        x = nn.Dense(self.layers[-1], use_bias=False, dtype=self.dtype)(x)
+        return l2_normalize(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+
+
+class Classifier(nn.Module):
+    """One dense layer: `[n, features]` -> logits `[n, classes]`, at least float32."""
+
+    classes: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n features"], train: bool) -> Float[Array, "n classes"]:
+        del train  # the same in training and inference, as every head has the same arguments
+        x = nn.Dense(self.classes, dtype=self.dtype)(x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class Model(nn.Module):
+    """An encoder and the head of a training stage.
+
+    Attributes:
+      encoder: images to features.
+      head: features to outputs.
+      normalize: give the head the features at length 1.
+      frozen: top-level parts ("encoder") that stay in inference mode during training.
+    """
+
+    encoder: nn.Module
+    head: nn.Module
+    normalize: bool = False
+    frozen: tuple[str, ...] = ()
+
+    def __call__(
+        self, images: Float[Array, "n height width channels"], train: bool
+    ) -> tuple[Float[Array, "n features"], Float[Array, "n outputs"]]:
+        """Features before normalisation, and the outputs of the head."""
+        features = self.encoder(images, train and "encoder" not in self.frozen)
+        inputs = l2_normalize(features) if self.normalize else features
+        return features, self.head(inputs, train and "head" not in self.frozen)
+
+
+def make_head(
+    name: str,
+    *,
+    classes: int,
+    layers: tuple[int, ...] = (),
+    batch_norm: bool = False,
+    dtype: Any = None,
+    axis_name: str | None = None,
+) -> nn.Module:
+    """The head of a stage: "projection" (`layers`, `batch_norm`) or "classifier" (`classes`)."""
+    if name == "projection":
+        return Projection(tuple(layers), batch_norm, dtype, axis_name)
+    if name == "classifier":
+        return Classifier(classes, dtype)
+    raise ValueError(f"head must be 'projection' or 'classifier', got {name!r}")

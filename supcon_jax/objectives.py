@@ -1,0 +1,120 @@
+"""Objectives: what a stage minimises, as functions of the outputs and the batch.
+
+Every objective is `(outputs [b, v, k], batch, aux) -> (losses [b], weights [b], metrics)`; the step
+averages the losses by their weights over all devices, and each metric by its own weights.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from supcon_jax import losses
+from supcon_jax.losses.supcon import ContrastMode, DenominatorMode
+
+PerExample = Float[Array, " b"]
+Metrics = dict[str, tuple[PerExample, PerExample]]  # name -> values and their weights
+Objective = Callable[[Array, Mapping[str, Array], Any], tuple[PerExample, PerExample, Metrics]]
+
+LOSSES = {"supcon": losses.supcon_loss, "supcon_in": losses.supcon_in_loss}
+
+
+def contrastive(
+    outputs: Float[Array, "b v k"],
+    batch: Mapping[str, Array],
+    aux: Any,
+    *,
+    loss: Literal["supcon", "supcon_in"] = "supcon",
+    use_labels: bool = True,
+    temperature: float = 0.1,
+    contrast_mode: ContrastMode = "all",
+    denominator_mode: DenominatorMode = "all",
+    axis_name: str | None = None,
+) -> tuple[PerExample, PerExample, Metrics]:
+    """A contrastive loss of normalised projections, supervised or (without labels) not.
+
+    Args:
+      outputs: `[b, v, k]`, normalised.
+      batch: with "label" `[b]`.
+      aux: not used.
+      loss: name in `LOSSES`.
+      use_labels: False drops the labels (SimCLR).
+      temperature: see `losses.supcon_loss`.
+      contrast_mode: see there.
+      denominator_mode: see there.
+      axis_name: mapped axis that the batch is split over.
+
+    Returns:
+      Losses `[b]`; weights `[b]`, 0 where there is no positive; and the metrics that make the loss
+      readable: `collapsed` (its value for a collapsed encoder), `floor`, `excess` over the floor,
+      `contrastive_accuracy` and, with labels, `lonely` (share of samples without a positive from
+      another sample).
+    """
+    labels = batch["label"] if use_labels else None
+    values = LOSSES[loss](
+        outputs,
+        labels,
+        temperature=temperature,
+        contrast_mode=contrast_mode,
+        denominator_mode=denominator_mode,
+        axis_name=axis_name,
+    )
+    views = outputs.shape[1]
+    positives = losses.num_positives(outputs, labels, axis_name=axis_name)
+    devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    others = devices * outputs.shape[0] * views - 1
+    weights = (positives > 0).astype(values.dtype)
+    metrics = {
+        "collapsed": losses.uniform_value(positives, others, denominator_mode),
+        "contrastive_accuracy": losses.contrastive_accuracy(
+            outputs, labels, contrast_mode=contrast_mode, axis_name=axis_name
+        ),
+    }
+    if denominator_mode != "only_negatives":  # which has no floor
+        metrics["floor"] = losses.floor(positives, denominator_mode)
+        metrics["excess"] = values - metrics["floor"]
+    weighted = {name: (value, weights) for name, value in metrics.items()}
+    if use_labels:
+        lonely = (positives == views - 1).astype(values.dtype)
+        weighted["lonely"] = (lonely, jnp.ones_like(lonely))
+    return values, weights, weighted
+
+
+def cross_entropy(
+    outputs: Float[Array, "b v k"],
+    batch: Mapping[str, Array],
+    aux: Any,
+    *,
+    label_smoothing: float = 0.0,
+    axis_name: str | None = None,
+) -> tuple[PerExample, PerExample, Metrics]:
+    """Softmax cross-entropy, the mean over the views.
+
+    Args:
+      outputs: logits `[b, v, classes]`.
+      batch: with "label" `[b]`.
+      aux: not used.
+      label_smoothing: share of the target spread evenly over all classes.
+      axis_name: not used; every example stands alone.
+
+    Returns:
+      Losses `[b]`, weights (ones) `[b]`, and the metric `accuracy`.
+    """
+    del aux, axis_name
+    targets = jnp.broadcast_to(batch["label"][:, None], outputs.shape[:2])
+    smooth = optax.smooth_labels(
+        jnp.eye(outputs.shape[-1], dtype=outputs.dtype)[targets], label_smoothing
+    )
+    values = optax.softmax_cross_entropy(outputs, smooth).mean(-1)
+    weights = jnp.ones_like(values)
+    accuracy = (outputs.argmax(-1) == targets).astype(values.dtype).mean(-1)
+    return values, weights, {"accuracy": (accuracy, weights)}
+
+
+OBJECTIVES: dict[str, Callable[..., tuple[PerExample, PerExample, Metrics]]] = {
+    "contrastive": contrastive,
+    "cross_entropy": cross_entropy,
+}

@@ -1,0 +1,122 @@
+"""One training step and one evaluation step: pure functions of the state and the batch.
+
+Everything here is the view of one device; `parallel.data_parallel` maps it over the mesh.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from supcon_jax.models import Model
+from supcon_jax.objectives import Metrics, Objective
+from supcon_jax.state import TrainState, merge
+
+Batch = Mapping[str, Array]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: Model,
+    tx: optax.GradientTransformation,
+    objective: Objective,
+    augment: Callable[[Array, Array], Array],
+    loss_scale: float = 1.0,
+    log_every: int = 1,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """Augment, forward, loss, gradient, update.
+
+    Args:
+      state: the same on all devices.
+      batch: this device's part: "image" `[b, s, H, W, C]` uint8, "label" `[b]`, and "position"
+        `[b]`, the places of the examples in the global batch.
+      model: encoder and head.
+      tx: optimizer of `state.params`.
+      objective: see `objectives`.
+      augment: `(keys [b], images) -> views [b, v, h, w, c]`.
+      loss_scale: factor on the loss that is differentiated; the reported one is without it.
+      log_every: the objective's metrics are computed at these steps only, and are 0 at others.
+      axis_name: mapped axis that the batch is split over, or None.
+
+    Returns:
+      The next state and the metrics: "loss", "grad_norm" and the objective's, over all devices.
+    """
+
+    def global_sum(x: PyTree) -> PyTree:
+        return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+    def mean(values: Array, weights: Array) -> Array:
+        total, count = global_sum((jnp.sum(values * weights), jnp.sum(weights)))
+        return total / jnp.maximum(count, 1)
+
+    keys = example_keys(state, batch["position"])
+    views = augment(keys, batch["image"])
+
+    def scaled_loss(params: PyTree) -> tuple[Array, tuple[Array, Array, PyTree]]:
+        outputs, batch_stats = forward(model, params, state, views)
+        losses, weights, _ = objective(outputs, batch, state.aux)
+        loss = mean(losses, weights)  # the sum over devices belongs inside of the gradient
+        return loss_scale * loss, (loss, outputs, batch_stats)
+
+    grads, (loss, outputs, batch_stats) = jax.grad(scaled_loss, has_aux=True)(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    if axis_name is not None:  # local batch norm: the running statistics are averaged
+        batch_stats = jax.lax.pmean(batch_stats, axis_name)
+
+    def measure() -> dict[str, Array]:
+        metrics: Metrics = objective(outputs, batch, state.aux)[2]
+        return {name: mean(values, weights) for name, (values, weights) in metrics.items()}
+
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measure))
+    measured = jax.lax.cond((state.step + 1) % log_every == 0, measure, lambda: nothing)
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads) / loss_scale, **measured}
+    state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    return state, metrics
+
+
+def eval_step(
+    state: TrainState, batch: Batch, *, model: Model, preprocess: Callable[[Array], Array]
+) -> dict[str, Array]:
+    """Features and outputs of un-augmented images, in inference mode.
+
+    Args:
+      state: the same on all devices.
+      batch: this device's part, with "image" `[b, s, H, W, C]` uint8.
+      model: encoder and head.
+      preprocess: `images -> [b, h, w, c]`.
+
+    Returns:
+      "features" `[b, features]` (the encoder's) and "outputs" `[b, outputs]`, float32.
+    """
+    variables = {"params": merge(state.params, state.frozen), "batch_stats": state.batch_stats}
+    applied: Any = model.apply(variables, preprocess(batch["image"]), train=False)
+    features, outputs = applied
+    return {"features": features.astype(jnp.float32), "outputs": outputs.astype(jnp.float32)}
+
+
+def forward(
+    model: Model, params: PyTree, state: TrainState, views: Float[Array, "b v h w c"]
+) -> tuple[Float[Array, "b v k"], PyTree]:
+    """Outputs of all views, in training mode, and the running batch statistics after them."""
+    variables = {"params": merge(params, state.frozen), "batch_stats": state.batch_stats}
+    flat = views.reshape(-1, *views.shape[2:])
+    (_, outputs), updated = model.apply(variables, flat, train=True, mutable=["batch_stats"])
+    batch_stats = {**state.batch_stats, **updated.get("batch_stats", {})}
+    return outputs.reshape(*views.shape[:2], -1), batch_stats
+
+
+def example_keys(state: TrainState, positions: Array) -> Any:
+    """One key an example, from the stage, the step and the place in the global batch alone."""
+    step_key = jax.random.fold_in(state.key, state.step)
+    return jax.vmap(jax.random.fold_in, (None, 0))(step_key, positions)

@@ -1,0 +1,123 @@
+"""The equations of Khosla et al. (arXiv:2004.11362) as float64 loops: what the library must equal.
+
+Indices are the paper's: i an anchor, p one of its positives, a any other view. Slow and plain on
+purpose, and written from the paper rather than from the library.
+"""
+
+import numpy as np
+
+
+def supcon(features, labels=None, **kwargs):
+    """Eq. 2: `(losses [batch], gradient)`, see `contrastive`."""
+    return contrastive(features, labels, inside=False, **kwargs)
+
+
+def supcon_in(features, labels=None, **kwargs):
+    """Eq. 3: `(losses [batch], gradient)`, see `contrastive`."""
+    return contrastive(features, labels, inside=True, **kwargs)
+
+
+def contrastive(
+    features,
+    labels,
+    *,
+    inside,
+    temperature=0.1,
+    contrast_mode="all",
+    denominator_mode="all",
+    weights=None,
+):
+    """Mean loss of the anchor views of each sample, and the gradient of sum(weights * losses).
+
+    The gradient has the shape of the features and goes through the anchors and through the contrast
+    set: s_ia = z_i . z_a / temperature pulls on z_i and on z_a.
+    """
+    features = np.asarray(features, np.float64)
+    batch, views = (*features.shape[:-1], 1)[:2]
+    z = features.reshape(batch * views, -1)
+    y = np.repeat(np.arange(batch) if labels is None else np.asarray(labels), views)
+    weights = np.ones(batch) if weights is None else weights
+    anchors_per_sample = views if contrast_mode == "all" else 1
+
+    losses, gradient = np.zeros(batch), np.zeros_like(z)
+    for b in range(batch):
+        for i in range(b * views, b * views + anchors_per_sample):
+            s = [z[i] @ z[a] / temperature for a in range(len(z))]
+            loss, slopes = anchor_loss(s, y, i, inside, denominator_mode)
+            losses[b] += loss / anchors_per_sample
+            for a in range(len(z)):
+                slope = weights[b] / anchors_per_sample * slopes[a] / temperature
+                gradient[i] += slope * z[a]
+                gradient[a] += slope * z[i]
+    return losses, gradient.reshape(features.shape)
+
+
+def anchor_loss(s, y, i, inside, denominator_mode):
+    """Loss of anchor i with similarities s, and its derivative by each of them.
+
+    0 and 0 without positives, or with nothing in the denominator.
+    """
+    others, positives, negatives = index_sets(y, i)
+    slopes = np.zeros(len(y))
+    log_d = {}
+    for p in positives:
+        in_denominator = denominator(p, others, negatives, denominator_mode)
+        if not in_denominator:
+            return 0.0, slopes
+        log_d[p] = log_sum_exp(s[a] for a in in_denominator)
+    if not positives:
+        return 0.0, slopes
+
+    log_ratio = {p: s[p] - log_d[p] for p in positives}
+    if inside:
+        log_sum = log_sum_exp(log_ratio.values())
+        loss = -(log_sum - np.log(len(positives)))
+        share = {p: np.exp(log_ratio[p] - log_sum) for p in positives}
+    else:
+        loss = -sum(log_ratio.values()) / len(positives)
+        share = {p: 1 / len(positives) for p in positives}
+
+    for p in positives:
+        slopes[p] -= share[p]
+        for a in denominator(p, others, negatives, denominator_mode):
+            slopes[a] += share[p] * np.exp(s[a] - log_d[p])
+    return loss, slopes
+
+
+def anchor_gradient(z, y, i, temperature, inside):
+    """Eq. 4 with Eq. 5: the gradient of the loss of anchor i by z_i, all others held still."""
+    others, positives, negatives = index_sets(y, i)
+    e = [np.exp(z[i] @ z[a] / temperature) for a in range(len(z))]
+    total = sum(e[a] for a in others)
+    total_positive = sum(e[p] for p in positives)
+
+    gradient = np.zeros_like(z[i])
+    for p in positives:
+        x_ip = e[p] / total_positive if inside else 1 / len(positives)
+        gradient += z[p] * (e[p] / total - x_ip)
+    for n in negatives:
+        gradient += z[n] * e[n] / total
+    return gradient / temperature
+
+
+def index_sets(y, i):
+    """A(i), P(i), N(i)."""
+    others = [a for a in range(len(y)) if a != i]
+    positives = [a for a in others if y[a] == y[i]]
+    negatives = [a for a in others if y[a] != y[i]]
+    return others, positives, negatives
+
+
+def denominator(p, others, negatives, denominator_mode):
+    """Whose exponentials positive p is divided by."""
+    return {"all": others, "one_positive": [p, *negatives], "only_negatives": negatives}[
+        denominator_mode
+    ]
+
+
+def log_sum_exp(values):
+    """log sum exp, term by term: no term overflows, none is lost to a larger one left out."""
+    total = -np.inf
+    for value in values:
+        total = np.logaddexp(total, value)
+    return total
