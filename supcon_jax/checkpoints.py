@@ -78,20 +78,24 @@ class Checkpoints:
 
 def checksums(state: PyTree) -> dict[str, int]:
     """CRC-32 of the bytes of each leaf, by its path in the tree."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(_arrays(state))
-    return {
-        jax.tree_util.keystr(path): zlib.crc32(np.asarray(leaf).tobytes()) for path, leaf in flat
-    }
+    flat, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path): zlib.crc32(_bytes(leaf)) for path, leaf in flat}
+
+
+def _bytes(leaf: jax.Array) -> bytes:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf).tobytes()
 
 
 def _payload(state: TrainState) -> ocp.args.Composite:
     return ocp.args.Composite(
-        state=ocp.args.StandardSave(_arrays(state)), checksums=ocp.args.JsonSave(checksums(state))
+        state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave(checksums(state))
     )
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(like))
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     found = manager.restore(
         step,
         args=ocp.args.Composite(
@@ -103,14 +107,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Tra
     damaged = [name for name, value in actual.items() if expected.get(name) != value]
     if damaged:
         raise ValueError(f"{len(damaged)} arrays differ from their checksums, such as {damaged[0]}")
-    return found.state.replace(key=jax.random.wrap_key_data(found.state.key))
-
-
-def _arrays(state: TrainState) -> TrainState:
-    """The state with its random key as the plain array of its data."""
-    if not jax.dtypes.issubdtype(state.key.dtype, jax.dtypes.prng_key):
-        return state
-    return state.replace(key=jax.random.key_data(state.key))
+    return found.state
 
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:

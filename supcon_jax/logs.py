@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 from absl import logging
@@ -90,7 +90,7 @@ class Progress:
       stream: where to write; a bar is drawn if it is a terminal.
     """
 
-    def __init__(self, stage: str, start: int, total: int, stream: TextIO | None = None):
+    def __init__(self, stage: str, start: int, total: int, stream: Any = None):
         self._stage, self._total = stage, total
         self._stream = stream or sys.stderr
         self._bar: Any = None

@@ -5,7 +5,7 @@ from functools import partial
 import flax
 import jax
 import optax
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from supcon_jax.models import Model
 
@@ -13,22 +13,24 @@ from supcon_jax.models import Model
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a step reads and writes.
 
+    The fields are not typed more narrowly because transformations put other leaves in their place.
+
     Attributes:
-      step: steps done in this stage.
+      step: steps done in this stage, an int32 scalar.
       params: the trainable parts of {"encoder", "head"}.
       frozen: the other parts: no gradient, no optimizer state.
       batch_stats: running batch-norm statistics of all parts.
       opt_state: optimizer state of `params`.
-      key: where all randomness of the stage comes from.
+      key: random key that all randomness of the stage comes from.
       aux: what an objective carries from step to step; empty for the present ones.
     """
 
-    step: Int[Array, ""]
+    step: PyTree
     params: PyTree
     frozen: PyTree
     batch_stats: PyTree
     opt_state: PyTree
-    key: Key[Array, ""]
+    key: PyTree
     aux: PyTree = flax.struct.field(default_factory=dict)
 
 

@@ -129,7 +129,7 @@ def run_stage(
         start = int(state.step)
         checkpoints.discard_after(start)
         logs.cut(stage.name, after=-1 if restored is None else start)
-        batches = pipeline.prefetch(_batches(stage, start, config, data.train, mesh))
+        queue = pipeline.prefetch(batches(stage, start, config, data.train, mesh))
         recorder = Recorder(
             stage.name,
             stage.schedule,
@@ -141,10 +141,10 @@ def run_stage(
             checkpoints=checkpoints.directory,
         )
         look = partial(heldout_scores, stage, config=config, data=data, mesh=mesh)
-        with closing(recorder), closing(batches):
+        with closing(recorder), closing(queue):
             recorder.start(look(state) if restored is None else {})
             for step in range(start + 1, stage.steps + 1):
-                state, metrics = stage.train_step(state, next(batches))
+                state, metrics = stage.train_step(state, next(queue))
                 recorder.add(step, metrics)
                 looks = _due(step, config.evaluation.every_epochs, stage)
                 saves = _due(step, config.checkpoint.every_epochs, stage) or step == stage.steps
@@ -160,9 +160,10 @@ def run_stage(
     return state
 
 
-def _batches(
+def batches(
     stage: Stage, start: int, config: ConfigDict, source: Source, mesh: Mesh
 ) -> Generator[dict[str, jax.Array]]:
+    """The global batches of a stage from a step on, split over the devices."""
     size = config[stage.name].batch_size
     for k in range(start, stage.steps):
         batch = pipeline.training_batch(

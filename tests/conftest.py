@@ -3,6 +3,9 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
 
 # Before jax starts: 8 simulated devices, on the CPU unless the environment names another platform.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,9 +16,15 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 # `import reference` works in every pytest import mode, from every folder.
 sys.path.insert(0, os.path.dirname(__file__))
 
-import jax  # noqa: E402
-import jaxtyping  # noqa: E402
-import pytest  # noqa: E402
+# Compiled programs are kept between tests and test runs: most of the suite's time is compilation.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import jax
+import jaxtyping
+import pytest
+
+from supcon_jax.parallel import make_mesh
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -39,7 +48,6 @@ def unchecked() -> Iterator[None]:
 @pytest.fixture
 def mesh_of() -> Callable[[int], jax.sharding.Mesh]:
     """`mesh_of(n)`: a mesh of the first n devices; skips the test where there are fewer."""
-    from supcon_jax.parallel import make_mesh
 
     def make(count: int) -> jax.sharding.Mesh:
         available = jax.devices()

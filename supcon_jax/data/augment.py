@@ -3,17 +3,20 @@
 Every operation has the form `(key, [height, width, channels]) -> [height, width, channels]`.
 """
 
+import itertools
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 Image = Float[Array, "height width channels"]
 Scalar = Float[Array, ""]
 PRNGKey = Key[Array, ""]
 
+HUE = 3  # place among brightness, contrast, saturation, hue
+ORDERS = np.array(list(itertools.permutations(range(4))))
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision weigh the channels
 
 
@@ -44,13 +47,13 @@ def random_resized_crop(
       Szegedy et al., 2014, https://arxiv.org/abs/1409.4842, section 6.
     """
     height, width, _ = image.shape
-    keys = jax.random.split(key, 4)
-    share = jax.random.uniform(keys[0], minval=area[0], maxval=area[1])
-    log_ratio = jax.random.uniform(keys[1], minval=math.log(ratio[0]), maxval=math.log(ratio[1]))
+    draws = jax.random.uniform(key, (4,))
+    share = _between(draws[0], *area)
+    log_ratio = _between(draws[1], math.log(ratio[0]), math.log(ratio[1]))
     crop_width = jnp.minimum(jnp.sqrt(share * height * width * jnp.exp(log_ratio)), width)
     crop_height = jnp.minimum(jnp.sqrt(share * height * width * jnp.exp(-log_ratio)), height)
-    top = jax.random.uniform(keys[2]) * (height - crop_height)
-    left = jax.random.uniform(keys[3]) * (width - crop_width)
+    top = draws[2] * (height - crop_height)
+    left = draws[3] * (width - crop_width)
     rows = _bilinear(size, height, top, crop_height)
     columns = _bilinear(size, width, left, crop_width)
     highest = jax.lax.Precision.HIGHEST
@@ -61,7 +64,7 @@ def _bilinear(size: int, source: int, start: Scalar, length: Scalar) -> Float[Ar
     """Row p holds the weights of the source pixels in result pixel p; pixel centres at .5."""
     at = start + (jnp.arange(size) + 0.5) * (length / size) - 0.5
     at = jnp.clip(at, 0, source - 1)
-    return jnp.maximum(0.0, 1.0 - jnp.abs(at[:, None] - jnp.arange(source)))
+    return jnp.maximum(0.0, 1.0 - jnp.abs(at[:, None] - jnp.arange(source)[None]))
 
 
 def random_shift(key: PRNGKey, image: Image, *, pixels: int) -> Image:
@@ -112,40 +115,32 @@ def color_jitter(
     References:
       Chen et al., SimCLR, 2020, https://arxiv.org/abs/2002.05709, appendix A.
     """
-    keys = jax.random.split(key, 6)
+    draws = jax.random.uniform(key, (6,))
+    strengths = (brightness, contrast, saturation)
+    lowest = jnp.array([max(0.0, 1 - strength) for strength in strengths] + [1.0])
+    highest = jnp.array([1 + strength for strength in strengths] + [1.0])
+    order = jnp.array(ORDERS)[jnp.int32(draws[4] * len(ORDERS))]
+    factors = _between(draws[:4], lowest, highest)[order]
+    mean_share = jnp.array([0.0, 1.0, 0.0, 0.0])[order]
+    pixel_share = jnp.array([0.0, 0.0, 1.0, 0.0])[order]
+    before_hue = jnp.cumsum(order == HUE) == 0
 
-    def factor(key: PRNGKey, strength: float) -> Scalar:
-        return jax.random.uniform(key, minval=max(0.0, 1 - strength), maxval=1 + strength)
+    # Hue is the costly one, so it stands once, between all blends that may come before and after
+    # it; those on the wrong side have the factor 1, which changes nothing.
+    def blend(image: Image, place: int, active: Array) -> Image:
+        grey = _luminance(image)
+        other = mean_share[place] * grey.mean() + pixel_share[place] * grey
+        factor = jnp.where(active, factors[place], 1.0)
+        return jnp.clip(factor * image + (1 - factor) * other, 0, 1)
 
-    operations = [
-        partial(adjust_brightness, factor=factor(keys[0], brightness)),
-        partial(adjust_contrast, factor=factor(keys[1], contrast)),
-    ]
-    if image.shape[-1] == 3:
-        operations += [
-            partial(adjust_saturation, factor=factor(keys[2], saturation)),
-            partial(adjust_hue, turn=jax.random.uniform(keys[3], minval=-hue, maxval=hue)),
-        ]
-    order = jax.random.permutation(keys[4], len(operations))
     result = image
-    for place in range(len(operations)):
-        result = jax.lax.switch(order[place], operations, result)
-    return jnp.where(jax.random.bernoulli(keys[5], probability), result, image)
-
-
-def adjust_brightness(image: Image, factor: Scalar) -> Image:
-    """Blend with black: factor x image."""
-    return jnp.clip(factor * image, 0, 1)
-
-
-def adjust_contrast(image: Image, factor: Scalar) -> Image:
-    """Blend with the mean luminance of the image."""
-    return _blend(image, _luminance(image).mean(), factor)
-
-
-def adjust_saturation(image: Image, factor: Scalar) -> Image:
-    """Blend with the luminance of each pixel."""
-    return _blend(image, _luminance(image), factor)
+    for place in (0, 1, 2):
+        result = blend(result, place, before_hue[place])
+    if image.shape[-1] == 3:
+        result = adjust_hue(result, _between(draws[3], -hue, hue))
+    for place in (1, 2, 3):
+        result = blend(result, place, ~before_hue[place])
+    return jnp.where(draws[5] < probability, result, image)
 
 
 def adjust_hue(image: Image, turn: Scalar) -> Image:
@@ -163,8 +158,13 @@ def adjust_hue(image: Image, turn: Scalar) -> Image:
         (green - blue) / safe,
         jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
-    k = jnp.mod(jnp.array([5.0, 3.0, 1.0], image.dtype) + (hue + 6 * turn)[..., None], 6)
+    offsets = jnp.array([5.0, 3.0, 1.0], image.dtype).reshape(1, 1, 3)
+    k = jnp.mod(offsets + (hue + 6 * turn)[..., None], 6)
     return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+
+def _between(draw: Array, low: float | Array, high: float | Array) -> Array:
+    return low + draw * (high - low)
 
 
 def _luminance(image: Image) -> Float[Array, "height width 1"]:
@@ -172,7 +172,3 @@ def _luminance(image: Image) -> Float[Array, "height width 1"]:
         return image
     red, green, blue = (image[..., c] * GREY[c] for c in range(3))
     return (red + green + blue)[..., None]
-
-
-def _blend(image: Image, other: Array, factor: Scalar) -> Image:
-    return jnp.clip(factor * image + (1 - factor) * other, 0, 1)

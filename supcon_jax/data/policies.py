@@ -90,11 +90,12 @@ def make_views(
     """
 
     def of_one(key: Array, stored: Array) -> Array:
+        subkeys = iter(jax.random.split(key, sum(len(policy) for policy in policies)))
         views = []
         for view, policy in enumerate(policies):
             image = stored[view % len(stored)].astype(jnp.float32) / 255
-            for place, operation in enumerate(policy):
-                image = operation(jax.random.fold_in(jax.random.fold_in(key, view), place), image)
+            for operation in policy:
+                image = operation(next(subkeys), image)
             views.append(image)
         return jnp.stack(views)
 

@@ -180,8 +180,8 @@ def compare(
     contrast = _gather(features, axis_name)
 
     same_class = _same_class(features, labels, axis_name)
-    same_sample = _sample_ids(batch, axis_name)[:, None] == jnp.arange(len(contrast))
-    same_view = jnp.arange(anchors.shape[1])[:, None] == jnp.arange(views)
+    same_sample = _sample_ids(batch, axis_name)[:, None] == jnp.arange(len(contrast))[None]
+    same_view = jnp.arange(anchors.shape[1])[:, None] == jnp.arange(views)[None]
     itself = same_sample[:, None, :, None] & same_view[None, :, None, :]
     positive = same_class[:, None, :, None] & ~itself
     negative = jnp.broadcast_to(~same_class[:, None, :, None], itself.shape)
@@ -248,10 +248,10 @@ def _same_class(features: Array, labels: Array | None, axis_name: str | None) ->
     batch = features.shape[0]
     if labels is None:
         ids = _sample_ids(batch, axis_name)
-        return ids[:, None] == jnp.arange(batch * _axis_size(axis_name))
+        return ids[:, None] == jnp.arange(batch * _axis_size(axis_name))[None]
     if labels.shape != (batch,):
         raise ValueError(f"labels must have shape ({batch},) like the features, got {labels.shape}")
-    return labels[:, None] == _gather(labels, axis_name)
+    return labels[:, None] == _gather(labels, axis_name)[None]
 
 
 def _with_views(features: Array) -> Array:

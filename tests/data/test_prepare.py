@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from data import tiny_tfds
+
 from supcon_jax.data import prepare
 
 tfds = pytest.importorskip("tensorflow_datasets")

@@ -91,7 +91,7 @@ def test_floor_is_never_undercut(loss, denominator_mode, x64):
                 features, labels, temperature=0.1, denominator_mode=denominator_mode
             )
             lowest = floor(positives_of(features, labels), denominator_mode)
-            assert (losses >= lowest - 1e-12).all()
+            assert (losses >= lowest - 1e-6).all()
 
 
 def test_floor_is_the_logarithm_of_the_positives():
@@ -145,7 +145,7 @@ def test_contrastive_accuracy_ignores_the_anchor_and_counts_a_tie_as_a_miss():
 
 
 def test_contrastive_accuracy_of_two_axes_is_of_one_view():
-    features = random_features(0, 8, 3)
+    features = random_features(1, 8, 3)
     expected = accuracy_by_loops(features[:, None], LABELS, "all")
     assert 0 < expected.mean() < 1
     np.testing.assert_array_equal(accuracy_of(features, LABELS), expected)
@@ -169,5 +169,5 @@ def test_unknown_modes_are_refused(unchecked):
     for function in (floor, functools.partial(uniform_value, others=3)):
         with pytest.raises(ValueError, match="'only_negatives', got 'none'"):
             function(positives, denominator_mode="none")
-    with pytest.raises(ValueError, match="contrast_mode.*'all', 'one', got 'two'"):
+    with pytest.raises(ValueError, match=r"contrast_mode.*'all', 'one', got 'two'"):
         contrastive_accuracy(jnp.ones((2, 3)), contrast_mode="two")

@@ -1,0 +1,113 @@
+"""Configurations: every file and recipe is valid; what is wrong is named with its remedy."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from supcon_jax import config as configuration
+
+FILES = sorted(Path(__file__).parents[1].glob("configs/*.py"))
+
+
+@pytest.mark.parametrize("recipe", configuration.RECIPES)
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_every_file_and_recipe_is_valid_and_has_the_fields_of_base(file, recipe):
+    config = configuration.load(f"{file}:{recipe}")
+    configuration.validate(config)
+    assert config.is_locked
+    assert set(configuration.flatten(config)) == set(configuration.flatten(configuration.base()))
+    assert config.stages == configuration.RECIPES[recipe]
+
+
+def test_shipped_configurations_are_found_by_name():
+    assert configuration.load("digits").to_dict() == configuration.load(str(FILES[1])).to_dict()
+    assert FILES[1].stem == "digits"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digts", "no configuration 'digts'; did you mean 'digits'?"),
+        ("configs/nothing_like_it.py", "no configuration 'configs/nothing_like_it.py'"),
+    ],
+)
+def test_unknown_file_names_the_nearest(name, message):
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        configuration.load(name)
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown recipe 'supcn'; did you mean 'supcon'\?"):
+        configuration.load("digits:supcn")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data.source", "digit", "config.data.source must be one of digits, folder, tfds; got "
+         "'digit'; did you mean 'digits'?"),
+        ("model.depth", 51, "config.model.depth must be one of 18, 34, 50, 101, 152, 200; got 51"),
+        ("model.stem", "cfar", "did you mean 'cifar'?"),
+        ("supcon.objective.denominator_mode", "one_pos", "did you mean 'one_positive'?"),
+        ("supcon.objective.temperature", 0.0, "temperature must be positive; got 0.0"),
+        ("supcon.epochs", -1.0, "config.supcon.epochs must be positive; got -1.0"),
+        ("linear.batch_size", 0, "config.linear.batch_size must be positive; got 0"),
+        ("data.holdout", 1.5, "config.data.holdout must be a share from 0 to below 1; got 1.5"),
+        ("data.image_size", 16, "config.data.image_size must be from 1 to data.load_size (8)"),
+        ("data.mean", (0.1, 0.2), "config.data.mean must be 1 numbers; got (0.1, 0.2)"),
+        ("stages", ("supcon", "liner"), "no stage 'liner'; did you mean 'linear'?"),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_refused(field, value, message):
+    config = configuration.load("digits")
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        configuration.validate(config)
+
+
+def test_unknown_fields_on_the_command_line_name_the_nearest():
+    config = configuration.load("digits")
+    configuration.check_names(config, ["--workdir=x", "--config.supcon.epochs=3", "-v"])
+    message = "unknown field config.supcon.epoch; did you mean 'supcon.epochs'?"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        configuration.check_names(config, ["--config.supcon.epoch=3"])
+
+
+def test_hash_depends_on_what_the_result_depends_on():
+    def hashed(recipe="supcon", **fields):
+        config = configuration.load(f"digits:{recipe}")
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+        return configuration.config_hash(configuration.used(config))
+
+    assert hashed() == hashed(data__dir="elsewhere", log__every_steps=1, checkpoint__keep=9)
+    assert hashed() == hashed(cross_entropy__epochs=1.0)  # a stage that does not run
+    others = {
+        hashed(seed=1),
+        hashed("simclr"),
+        hashed(linear__epochs=1.0),
+        hashed(model__width=1.0),
+    }
+    assert len(others | {hashed()}) == 5
+
+
+def test_difference_names_each_changed_field():
+    old, new = configuration.load("digits"), configuration.load("digits")
+    new.supcon.epochs, new.log.every_steps = 7.0, 1
+    lines = configuration.difference(configuration.used(old), configuration.used(new))
+    assert lines == ["supcon.epochs: 60.0 -> 7.0"]
+
+
+def test_used_configuration_is_plain_json():
+    plain = configuration.used(configuration.load("cifar10:cross_entropy"))
+    assert json.loads(json.dumps(plain)) == plain
+    assert "supcon" not in plain
+    assert plain["stages"] == ["cross_entropy"]
+
+
+def test_base_is_locked():
+    with pytest.raises(KeyError, match="epochs"):
+        configuration.base().supcon.update(epoch=3)
+    assert isinstance(configuration.base(), ConfigDict)

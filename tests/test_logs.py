@@ -1,0 +1,92 @@
+"""Logs: what a resumed run forgets, what is shown, and the warnings about the loss."""
+
+import io
+
+import pytest
+
+from supcon_jax.logs import Advice, Logs, Progress, read_metrics
+
+
+@pytest.fixture
+def advice():
+    lines = []
+    return Advice(lines.append, patience=100), lines
+
+
+def test_cut_forgets_later_steps_of_one_stage(tmp_path):
+    log = Logs(tmp_path)
+    for stage, step in (("supcon", 0), ("supcon", 10), ("supcon", 20), ("linear", 10)):
+        log.write(stage, step, {"loss": 1.0 * step})
+    log.cut("supcon", after=10)
+    log.write("supcon", 15, {"loss": 5.0})
+    log.close()
+    kept = [(r["stage"], r["step"]) for r in read_metrics(tmp_path)]
+    assert kept == [("supcon", 0), ("supcon", 10), ("linear", 10), ("supcon", 15)]
+
+
+def test_half_a_line_at_the_end_is_ignored(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "supcon", "step": 1}\n{"stage": "sup')
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1]
+    log = Logs(tmp_path)
+    log.cut("supcon", after=5)
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"stage": "supcon", "step": 1}\n'
+
+
+def test_plain_lines_where_there_is_no_terminal():
+    stream = io.StringIO()
+    progress = Progress("supcon", 0, 100, stream)
+    progress.move(20)
+    progress.show(20, {"loss": 4.25, "excess": 1.5, "heldout/knn": 0.875, "grad_norm": 1.0})
+    progress.note("warning: something")
+    progress.close()
+    assert stream.getvalue() == (
+        "supcon 20/100  loss 4.250  excess 1.500  k-NN 87.5%\nwarning: something\n"
+    )
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_bar_on_a_terminal():
+    stream = Terminal()
+    progress = Progress("supcon", 0, 100, stream)
+    progress.move(50)
+    progress.show(50, {"loss": 4.25, "excess": 1.5})
+    progress.close()
+    shown = stream.getvalue().split("\r")[-1]
+    assert shown.startswith("supcon  50%|")
+    assert "50/100" in shown
+    assert "loss 4.250" in shown
+
+
+def test_loss_at_the_collapsed_value_is_told_once(advice):
+    see, lines = advice[0].see, advice[1]
+    for step in range(0, 400, 20):
+        see(step, {"loss": 6.23, "collapsed": 6.236})
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: the loss has been at a collapsed encoder's value, 6.236")
+    assert "learning rate" in lines[0]
+
+
+def test_loss_that_leaves_the_collapsed_value_is_not_told(advice):
+    see, lines = advice[0].see, advice[1]
+    for step in range(0, 400, 20):
+        see(step, {"loss": 6.23 if step % 80 else 6.0, "collapsed": 6.236})
+    assert not lines
+
+
+def test_batches_without_positives_are_told_once(advice):
+    see, lines = advice[0].see, advice[1]
+    for step in range(3):
+        see(step, {"loss": 1.0, "collapsed": 6.0, "lonely": 0.63})
+    assert len(lines) == 1
+    assert "63% of the samples have no positive from another sample" in lines[0]
+    assert "larger batch" in lines[0]
+
+
+def test_few_lonely_samples_are_not_told(advice):
+    advice[0].see(1, {"loss": 1.0, "collapsed": 6.0, "lonely": 0.2})
+    assert not advice[1]

@@ -1,0 +1,291 @@
+"""The training step: sharded equals unsharded, views, batch norm, precision, frozen parts."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.datasets import load_digits
+
+from supcon_jax import objectives, parallel, steps
+from supcon_jax.data import policies
+from supcon_jax.models import Model, ResNet, make_head
+from supcon_jax.state import create_state
+
+POLICY = policies.sim_augment(
+    size=8,
+    crop_area=(0.5, 1.0),
+    crop_ratio=(0.75, 1.33),
+    shift=1,
+    flip=0.5,
+    jitter=0.5,
+    jitter_probability=0.8,
+    grey=0.2,
+)
+AUGMENT = partial(policies.make_views, mean=(0.3,), std=(0.4,))
+
+
+class TinyEncoder(nn.Module):
+    """Two convolutions with batch norm: what matters here, and compiled in a second."""
+
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = images
+        for filters in (8, 16):
+            x = nn.Conv(filters, (3, 3), strides=2, use_bias=False, dtype=self.dtype)(x)
+            x = nn.BatchNorm(
+                use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype
+            )(x)
+            x = nn.relu(x)
+        return x.mean((1, 2))
+
+
+def digits(count):
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.round(pixels[:count].reshape(-1, 1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    positions = np.arange(count, dtype=np.int32)
+    return {"image": images, "label": labels[:count].astype(np.int32), "position": positions}
+
+
+def make(
+    *,
+    views=2,
+    objective="contrastive",
+    axis_name=parallel.AXIS,
+    batch_norm=parallel.AXIS,
+    learning_rate=1.0,
+    dtype=None,
+    frozen=(),
+    loss_scale=1.0,
+    log_every=1,
+    resnet=False,
+):
+    """A state in the widest type on, and its step; a learning rate of 1 gives the gradient."""
+    if resnet:
+        encoder = ResNet(18, width=0.0625, stem="cifar", axis_name=batch_norm, dtype=dtype)
+    else:
+        encoder = TinyEncoder(batch_norm, dtype)
+    name = "projection" if objective == "contrastive" else "classifier"
+    head = make_head(name, classes=10, layers=(16,), dtype=dtype)
+    model = Model(encoder, head, frozen=frozen)
+    tx = optax.sgd(learning_rate)
+    state = create_state(model, tx, jax.random.key(0), (8, 8, 1))
+    if jax.config.read("jax_enable_x64"):
+        wide = partial(jax.tree.map, lambda x: x.astype(np.float64) if x.dtype == np.float32 else x)
+        state = state.replace(
+            params=wide(state.params),
+            frozen=wide(state.frozen),
+            batch_stats=wide(state.batch_stats),
+        )
+    step = partial(
+        steps.train_step,
+        model=model,
+        tx=tx,
+        objective=partial(objectives.OBJECTIVES[objective], axis_name=axis_name),
+        augment=partial(AUGMENT, policies=[POLICY] * views),
+        loss_scale=loss_scale,
+        log_every=log_every,
+        axis_name=axis_name,
+    )
+    return state, step
+
+
+def wide_augment(keys, images, *, views):
+    """Views in float64, so that rounding does not hide anything."""
+    made = AUGMENT(keys, images, policies=[POLICY] * views)
+    return made.astype(jnp.float64)
+
+
+def run(mesh, state, step, batch, count=1):
+    """`count` steps on a mesh, or without `shard_map` where there is none."""
+    if mesh is None:
+        compiled = jax.jit(step)
+        for _ in range(count):
+            state, metrics = compiled(state, batch)
+        return state, metrics
+    compiled = parallel.data_parallel(step, mesh)
+    state = parallel.replicate(jax.tree.map(jnp.copy, state), mesh)
+    for _ in range(count):
+        state, metrics = compiled(state, parallel.shard(batch, mesh))
+    return state, metrics
+
+
+def assert_close(actual, expected, relative):
+    """Every leaf to `relative` of its own largest entry."""
+    leaves = zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True)
+    for (path, a), b in leaves:
+        a, b = np.asarray(a), np.asarray(b)
+        largest = max(np.abs(b).max(), 1e-6)
+        worst = np.abs(a - b).max() / largest
+        assert worst <= relative, f"{jax.tree_util.keystr(path)}: {worst}"
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "cross_entropy"])
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_sharded_step_equals_unsharded(x64, mesh_of, objective, views):
+    if objective == "cross_entropy" and views > 1:
+        pytest.skip("one view is the case of cross-entropy")
+    batch = digits(32)
+    state, step = make(views=views, objective=objective, axis_name=None, batch_norm=None)
+    step = partial(step, augment=partial(wide_augment, views=views))
+    expected, expected_metrics = run(None, state, step, batch)
+    gradient = jax.tree.map(lambda a, b: a - b, state.params, expected.params)
+    for mesh in map(mesh_of, (1, 2, 4, 8)):
+        sharded, mapped = make(views=views, objective=objective)
+        mapped = partial(mapped, augment=partial(wide_augment, views=views))
+        actual, metrics = run(mesh, sharded, mapped, batch)
+        np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], rtol=0, atol=1e-12)
+        for name in expected_metrics:
+            np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-9, atol=1e-12)
+        assert_close(
+            jax.tree.map(lambda a, b: a - b, sharded.params, actual.params), gradient, 1e-9
+        )
+        assert_close(actual.batch_stats, expected.batch_stats, 1e-9)
+
+
+def test_sharded_resnet_equals_unsharded(x64, mesh_of):
+    batch = digits(16)
+    state, step = make(axis_name=None, batch_norm=None, resnet=True)
+    expected, _ = run(None, state, partial(step, augment=partial(wide_augment, views=2)), batch)
+    sharded, mapped = make(resnet=True)
+    mapped = partial(mapped, augment=partial(wide_augment, views=2))
+    actual, _ = run(mesh_of(4), sharded, mapped, batch)
+    assert_close(actual.batch_stats, expected.batch_stats, 1e-9)
+    gradient = jax.tree.map(lambda a, b: a - b, state.params, expected.params)
+    assert_close(jax.tree.map(lambda a, b: a - b, sharded.params, actual.params), gradient, 1e-9)
+
+
+def test_sharded_training_stays_equal_over_steps(x64, mesh_of):
+    batch = digits(32)
+    state, step = make(axis_name=None, batch_norm=None, learning_rate=0.1)
+    expected, _ = run(None, state, partial(step, augment=partial(wide_augment, views=2)), batch, 5)
+    for mesh in map(mesh_of, (2, 8)):
+        sharded, mapped = make(learning_rate=0.1)
+        mapped = partial(mapped, augment=partial(wide_augment, views=2))
+        actual, _ = run(mesh, sharded, mapped, batch, 5)
+        assert_close(actual.params, expected.params, 1e-8)
+
+
+def test_local_batch_norm_equals_normalising_each_slice(x64, mesh_of):
+    """Against a model that sees the slices one after the other, with statistics of their own."""
+    batch, devices = digits(32), 4
+    state, step = make(objective="cross_entropy", views=1, batch_norm=None)
+    mesh = mesh_of(devices)
+    step = partial(step, augment=partial(wide_augment, views=1))
+    actual, metrics = run(mesh, state, step, batch)
+
+    _, alone = make(objective="cross_entropy", views=1, axis_name=None, batch_norm=None)
+    alone = partial(alone, augment=partial(wide_augment, views=1))
+    slices = [{k: v[i * 8 : (i + 1) * 8] for k, v in batch.items()} for i in range(devices)]
+    parts = [run(None, state, alone, part) for part in slices]
+    states = [part[0].replace(key=0) for part in parts]
+    mean = jax.tree.map(lambda *x: sum(x) / devices, *states)
+    np.testing.assert_allclose(
+        metrics["loss"], np.mean([part[1]["loss"] for part in parts]), atol=1e-12
+    )
+    assert_close(actual.params, mean.params, 1e-9)
+    assert_close(actual.batch_stats, mean.batch_stats, 1e-9)
+
+
+def test_float32_loss_does_not_depend_on_the_device_count(mesh_of):
+    batch = digits(32)
+    losses = []
+    for mesh in map(mesh_of, (1, 2, 4, 8)):
+        _, metrics = run(mesh, *make(), batch)
+        losses.append(metrics["loss"])
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+
+
+def test_augmentations_do_not_depend_on_the_device_count(mesh_of):
+    batch = digits(16)
+    state, _ = make()
+
+    def views(state, batch):
+        keys = steps.example_keys(state, batch["position"])
+        return AUGMENT(keys, batch["image"], policies=[POLICY] * 2)
+
+    expected = jax.jit(views)(state, batch)
+    for mesh in map(mesh_of, (2, 8)):
+        actual = parallel.data_parallel_eval(views, mesh)(
+            parallel.replicate(state, mesh), parallel.shard(batch, mesh)
+        )
+        np.testing.assert_array_equal(actual, expected)
+    assert np.unique(np.asarray(expected).reshape(32, -1), axis=0).shape[0] == 32
+
+
+def test_bfloat16_keeps_parameters_statistics_and_loss_in_float32(mesh_of):
+    batch = digits(32)
+    mesh = mesh_of(1)
+    _, exact_metrics = run(mesh, *make(), batch)
+    state, metrics = run(mesh, *make(dtype=jnp.bfloat16), batch)
+    kinds = {x.dtype for x in jax.tree.leaves((state.params, state.batch_stats, metrics["loss"]))}
+    assert kinds == {jnp.dtype(jnp.float32)}
+    np.testing.assert_allclose(metrics["loss"], exact_metrics["loss"], rtol=0.02)
+    assert float(metrics["loss"]) != float(exact_metrics["loss"])  # it did compute in bfloat16
+
+
+def test_frozen_encoder_is_not_changed_and_has_no_optimizer_state(mesh_of):
+    mesh = mesh_of(1)
+    state, step = make(objective="cross_entropy", views=1, frozen=("encoder",))
+    assert set(state.params) == {"head"}
+    after, _ = run(mesh, state, step, digits(32))
+    for before, now in (
+        (state.frozen, after.frozen),
+        (state.batch_stats["encoder"], after.batch_stats["encoder"]),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, before, now)
+    assert not np.array_equal(
+        after.params["head"]["Dense_0"]["kernel"], state.params["head"]["Dense_0"]["kernel"]
+    )
+
+
+def test_loss_scale_scales_the_gradient_and_not_the_reported_loss(x64, mesh_of):
+    mesh = mesh_of(1)
+    state, step = make()
+    plain, metrics = run(mesh, state, step, digits(32))
+    scaled, scaled_metrics = run(mesh, *make(loss_scale=0.25), digits(32))
+    difference = partial(jax.tree.map, lambda a, b: np.asarray(a - b))
+    np.testing.assert_allclose(scaled_metrics["loss"], metrics["loss"], rtol=1e-12)
+    np.testing.assert_allclose(scaled_metrics["grad_norm"], metrics["grad_norm"], rtol=1e-9)
+    quarter = jax.tree.map(lambda x: 0.25 * x, difference(state.params, plain.params))
+    assert_close(difference(state.params, scaled.params), quarter, 1e-9)
+
+
+def test_metrics_are_computed_at_log_steps_only(mesh_of):
+    mesh = mesh_of(2)
+    state, step = make(log_every=3, learning_rate=0.1)
+    compiled = parallel.data_parallel(step, mesh)
+    state = parallel.replicate(state, mesh)
+    seen = []
+    for _ in range(6):
+        state, metrics = compiled(state, parallel.shard(digits(32), mesh))
+        seen.append(float(metrics["collapsed"]))
+    np.testing.assert_allclose(seen, [0, 0, np.log(63), 0, 0, np.log(63)], rtol=1e-6)
+
+
+def test_anchors_without_positives_do_not_dilute_the_loss(x64, mesh_of):
+    """One view: the mean is over the samples that have a positive, on all devices together."""
+    batch = digits(32)
+    batch["label"] = np.concatenate([np.zeros(5, np.int32), np.arange(1, 28, dtype=np.int32)])
+    mesh = mesh_of(4)
+    _, metrics = run(mesh, *make(views=1), batch)
+    np.testing.assert_allclose(metrics["floor"], np.log(4), rtol=1e-9)
+    np.testing.assert_allclose(metrics["lonely"], 27 / 32, rtol=1e-9)
+    np.testing.assert_allclose(metrics["loss"], metrics["floor"] + metrics["excess"], rtol=1e-9)
+
+
+def test_training_learns_real_digits(mesh_of):
+    mesh = mesh_of(1)
+    state, step = make(learning_rate=0.05, log_every=10)
+    batch = digits(128)
+    _, first = run(mesh, *make(learning_rate=0.05, log_every=1), batch)
+    _, last = run(mesh, state, step, batch, 40)
+    assert float(last["excess"]) < 0.8 * float(first["excess"])
+    assert float(last["contrastive_accuracy"]) > 0.6

@@ -1,0 +1,286 @@
+"""The command from end to end: results, exact resume, and one clear line for what goes wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from supcon_jax import config as configuration
+from supcon_jax import logs, train
+from supcon_jax.checkpoints import Checkpoints
+from supcon_jax.logs import Recorder, read_metrics
+
+ROOT = Path(__file__).parents[1]
+
+
+def small(recipe="supcon", **fields):
+    """A recipe on the digits, short and thin: 10 steps of pre-training, 5 of the linear stage."""
+    config = configuration.load(f"digits:{recipe}")
+    config.model.width = 0.0625
+    config.log.every_steps = 3
+    config.evaluation.every_epochs = config.checkpoint.every_epochs = 1.0
+    for stage, epochs in (
+        ("supcon", 2.0),
+        ("simclr", 1.0),
+        ("linear", 1.0),
+        ("cross_entropy", 2.0),
+    ):
+        config[stage].update(batch_size=256, epochs=epochs, warmup_epochs=0.0)
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was never stopped."""
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    return workdir, train.train_and_evaluate(small(), workdir)
+
+
+def without_times(tree):
+    if isinstance(tree, dict):
+        return {k: without_times(v) for k, v in tree.items() if not k.startswith("time/")}
+    return [without_times(x) for x in tree] if isinstance(tree, list) else tree
+
+
+def final_arrays(workdir, stage):
+    """All arrays of a stage's last checkpoint, as they are stored."""
+    import orbax.checkpoint as ocp
+
+    folder = workdir / "checkpoints" / stage / "last"
+    with ocp.CheckpointManager(folder.absolute()) as manager:
+        restored = manager.restore(
+            manager.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore())
+        )
+    return restored.state
+
+
+def test_results_and_files(finished):
+    workdir, results = finished
+    assert results == json.loads((workdir / "results.json").read_text())
+    assert results["recipe"] == ["supcon", "linear"]
+    assert results["test"]["images"] == 360
+    assert 0.1 < results["test"]["knn"] <= 1
+    assert results["test"]["top1"] <= results["test"]["top5"]
+    assert results["stages"]["supcon"]["passes"] == 10 * 256 * 2
+    assert results["stages"]["linear"]["passes"] == 5 * 256
+    recorded = json.loads((workdir / "config.json").read_text())
+    assert recorded["config"] == configuration.used(small())
+    assert recorded["config_hash"] == results["config_hash"]
+    for picture in ("curves.png", "embedding.png"):
+        assert (workdir / picture).read_bytes().startswith(b"\x89PNG")
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_metrics_make_the_loss_readable(finished):
+    records = [r for r in read_metrics(finished[0]) if r["stage"] == "supcon"]
+    assert [r["step"] for r in records] == [0, 3, 5, 6, 9, 10]  # logs, and looks every 5 steps
+    logged = [r for r in records if "excess" in r]
+    assert [r["step"] for r in logged] == [3, 6, 9]
+    for record in logged:
+        np.testing.assert_allclose(record["collapsed"], np.log(511), rtol=1e-6)
+        np.testing.assert_allclose(record["loss"], record["floor"] + record["excess"], rtol=1e-5)
+        assert record["lonely"] == 0
+    assert [r["step"] for r in records if "heldout/knn" in r] == [0, 5, 10]
+    assert all("time/images_per_s" in r for r in records[1:])
+
+
+def test_last_and_best_checkpoints_are_kept(finished):
+    workdir, _ = finished
+    folder = workdir / "checkpoints" / "supcon"
+    assert {p.name for p in (folder / "last").iterdir()} == {"5", "10"}
+    scores = {r["step"]: r["heldout/knn"] for r in read_metrics(workdir) if r.get("step")
+              and r["stage"] == "supcon" and "heldout/knn" in r}  # fmt: skip
+    (best,) = [int(p.name) for p in (folder / "best").iterdir()]
+    assert scores[best] == max(scores.values())
+
+
+def stop_after(monkeypatch, stage, step):
+    """A run that ends after a step of a stage, as Ctrl-C would end it."""
+    original = Recorder.add
+
+    def add(self, at, metrics):
+        original(self, at, metrics)
+        if (self._stage, at) == (stage, step):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recorder, "add", add)
+
+
+def test_resumed_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
+    whole, expected = finished
+    for stage, step in (("supcon", 4), ("supcon", 8), ("linear", 3)):
+        with monkeypatch.context() as patch:
+            stop_after(patch, stage, step)
+            with pytest.raises(KeyboardInterrupt):
+                train.train_and_evaluate(small(), tmp_path)
+    results = train.train_and_evaluate(small(), tmp_path)
+    assert without_times(results) == without_times(expected)
+    assert without_times(read_metrics(tmp_path)) == without_times(read_metrics(whole))
+    for stage in ("supcon", "linear"):
+        actual, wanted = final_arrays(tmp_path, stage), final_arrays(whole, stage)
+        assert len(jax.tree.leaves(wanted)) > 60
+        jax.tree.map(np.testing.assert_array_equal, actual, wanted)
+
+
+def test_finished_run_is_only_evaluated_again(finished, monkeypatch):
+    workdir, expected = finished
+    monkeypatch.setattr(Recorder, "add", None)  # a step would call it
+    assert without_times(train.train_and_evaluate(small(), workdir)) == without_times(expected)
+
+
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(finished, tmp_path, capsys):
+    import shutil
+
+    workdir, expected = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    newest = copy / "checkpoints" / "supcon" / "last" / "10" / "state"
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    results = train.train_and_evaluate(small(), copy)
+    message = capsys.readouterr().err
+    assert "last/10 is not usable" in message
+    assert without_times(results) == without_times(expected)
+
+
+def test_another_configuration_is_refused_with_the_difference(finished):
+    workdir, _ = finished
+    config = small(supcon__epochs=3.0, log__every_steps=1)
+    with pytest.raises(ValueError, match="another configuration") as refusal:
+        train.train_and_evaluate(config, workdir)
+    assert "\n  supcon.epochs: 2.0 -> 3.0\n" in str(refusal.value)
+    assert "log" not in str(refusal.value)
+    assert "--allow_config_change" in str(refusal.value)
+
+
+@pytest.mark.parametrize("recipe", ["simclr", "cross_entropy"])
+def test_other_recipes_run(recipe, tmp_path):
+    results = train.train_and_evaluate(small(recipe), tmp_path)
+    assert results["recipe"][0] == recipe
+    assert results["test"]["images"] == 360
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    config = small("cross_entropy", cross_entropy__epochs=3.0)
+    config.cross_entropy.schedule.learning_rate = 1e30
+    with pytest.raises(FloatingPointError) as stop:
+        train.train_and_evaluate(config, tmp_path)
+    message = str(stop.value)
+    assert "the loss of stage cross_entropy is" in message
+    assert "(learning rate 1e+30)" in message
+    assert "Likely causes: the learning rate is too high" in message
+    assert str(tmp_path / "checkpoints" / "cross_entropy") in message
+
+
+def test_checkpoint_before_a_loss_that_is_not_finite_is_kept(tmp_path, monkeypatch):
+    """The last of 10 steps is poisoned: step 5 stays, nothing is saved after it."""
+    original = Recorder.add
+
+    def poisoned(self, step, metrics):
+        nan = {"loss": jax.numpy.nan} if step == 9 else {}
+        original(self, step, {**metrics, **nan})
+
+    monkeypatch.setattr(Recorder, "add", poisoned)
+    with pytest.raises(FloatingPointError, match="is nan at step 9"):
+        train.train_and_evaluate(small("cross_entropy"), tmp_path)
+    folder = tmp_path / "checkpoints" / "cross_entropy" / "last"
+    assert {p.name for p in folder.iterdir()} == {"5"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"supcon__batch_size": 100}, "config.supcon.batch_size=100 must be a multiple of the 8 "
+         "devices, such as 104"),
+        ({"linear__batch_size": 2000}, "config.linear.batch_size=2000 is larger than the 1365 "
+         "training images of digits/train; set it to 1360 or less"),
+        ({"model__stem": "imagenet"}, "config.data.image_size=8 is too small for ResNet-18 with "
+         "the imagenet stem, which needs 32 pixels"),
+        ({"data__test_split": "tset"}, "digits has the splits train, test, first1437, last360, not "
+         "'tset'"),
+        ({"supcon__warmup_epochs": 2.0}, "warm-up must be shorter than the stage: 10 of 10 steps"),
+    ],
+)  # fmt: skip
+def test_wrong_sizes_are_refused_before_anything_is_written(fields, message, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError)) as refusal:
+        train.train_and_evaluate(small(**fields), tmp_path / "new")
+    assert message in str(refusal.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_workdir_that_cannot_be_written(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(
+        OSError, match=f"cannot write to the workdir {blocked}/run: Not a directory"
+    ):
+        train.train_and_evaluate(small(), blocked / "run")
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "supcon_jax.train", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "configs/resnet200.py"], "error: data set 'imagenet2012' is not in"),
+        (["--config=digits", "--config.supcon.epoch=3"], "did you mean 'supcon.epochs'?"),
+        (["--config=digits", "--config.supcon.epochs=many"], "--config.supcon.epochs=many: could "
+         "not convert string to float"),
+        (["--config=digits", "--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+        (["--config=digits", "extra"], "error: not understood: extra"),
+        (["--config=digts"], "did you mean 'digits'?"),
+        ([], "--config"),
+    ],
+)  # fmt: skip
+def test_command_says_what_is_wrong_in_one_line(arguments, message, tmp_path):
+    done = command(*arguments, *([f"--workdir={tmp_path}/w"] if arguments else []))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line]) == 1
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.slow
+def test_command_trains_and_prints_the_table(tmp_path):
+    done = command(
+        "--config=digits", f"--workdir={tmp_path}/w", "--config.supcon.epochs=1",
+        "--config.supcon.warmup_epochs=0", "--config.linear.epochs=2",
+        "--config.model.width=0.0625",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    header = ["run", "top-1", "k-NN", "passes", "time", "images/s"]
+    assert done.stdout.splitlines()[0].split() == header
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() + done.stderr.splitlines())
+
+
+def test_checkpoints_of_another_model_are_refused(finished):
+    workdir, _ = finished
+    config = small(model__width=0.125)
+    data, mesh = train.open_data(config), train.parallel.make_mesh()
+    stage = train.build_stage(config, "supcon", data, mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints" / "supcon", keep=2)
+    said = []
+    with pytest.raises(ValueError, match="no usable checkpoint"):
+        checkpoints.restore(train.create(stage, config, mesh, None), warn=said.append)
+    checkpoints.close()
+    assert len(said) == 2
+
+
+def test_logs_module_is_the_writer(finished):
+    assert logs.read_metrics(finished[0])[-1]["stage"] == "linear"
