@@ -25,7 +25,7 @@ demo: $(VENV)/.made
 	  $(RUNS)/digits-cross_entropy-equal_epochs --out $(RUNS)
 
 test: $(VENV)/.made
-	$(RUN) -m pytest -q -m "not slow" --durations=10
+	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not slow" --durations=10
 
 test-slow: $(VENV)/.made
 	$(RUN) -m pytest -q -m slow --durations=10

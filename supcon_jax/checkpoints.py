@@ -76,38 +76,46 @@ class Checkpoints:
             manager.close()
 
 
-def checksums(state: PyTree) -> dict[str, int]:
-    """CRC-32 of the bytes of each leaf, by its path in the tree."""
+def leaves(state: PyTree) -> dict[str, dict[str, Any]]:
+    """Shape, type and CRC-32 of the bytes of each leaf, by its path in the tree."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {jax.tree_util.keystr(path): zlib.crc32(_bytes(leaf)) for path, leaf in flat}
+    return {jax.tree_util.keystr(path): _describe(leaf) for path, leaf in flat}
 
 
-def _bytes(leaf: jax.Array) -> bytes:
+def _describe(leaf: jax.Array) -> dict[str, Any]:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf).tobytes()
+    data = np.asarray(leaf)
+    crc = zlib.crc32(data.tobytes())
+    return {"shape": list(data.shape), "dtype": str(data.dtype), "crc32": crc}
 
 
 def _payload(state: TrainState) -> ocp.args.Composite:
     return ocp.args.Composite(
-        state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave(checksums(state))
+        state=ocp.args.StandardSave(state), leaves=ocp.args.JsonSave(leaves(state))
     )
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
+    saved = manager.restore(step, args=ocp.args.Composite(leaves=ocp.args.JsonRestore())).leaves
+    expected = leaves(like)
+    shapes = {name: (about["shape"], about["dtype"]) for name, about in expected.items()}
+    found = {name: (about["shape"], about["dtype"]) for name, about in saved.items()}
+    foreign = [name for name in sorted(shapes | found) if shapes.get(name) != found.get(name)]
+    if foreign:
+        name = foreign[0]
+        raise ValueError(
+            f"it is of another model: {len(foreign)} arrays differ, such as {name}: "
+            f"{found.get(name, 'nothing')} there, {shapes.get(name, 'nothing')} here"
+        )
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    found = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(target), checksums=ocp.args.JsonRestore()
-        ),
-    )
-    expected: dict[str, Any] = found.checksums
-    actual = checksums(found.state)
-    damaged = [name for name, value in actual.items() if expected.get(name) != value]
+    state = manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+    ).state
+    damaged = [name for name, about in leaves(state).items() if about != saved[name]]
     if damaged:
         raise ValueError(f"{len(damaged)} arrays differ from their checksums, such as {damaged[0]}")
-    return found.state
+    return state
 
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:

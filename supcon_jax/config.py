@@ -27,7 +27,7 @@ NOT_HASHED = ("data.dir", "data.memory_limit_gb", "log", "checkpoint", "evaluati
 CHOICES: dict[str, tuple[Any, ...]] = {
     "data.source": ("digits", "folder", "tfds"),
     "data.channels": (1, 3),
-    "model.depth": (18, 34, 50, 101, 152, 200),
+    "model.depth": (10, 18, 34, 50, 101, 152, 200),
     "model.stem": ("cifar", "imagenet"),
     "model.batch_norm": ("global", "local"),
     "model.dtype": ("float32", "bfloat16"),
@@ -72,7 +72,7 @@ def base(recipe: str = "supcon") -> ConfigDict:
                 memory_limit_gb=4.0,  # a split up to this size is kept decoded in memory
             ),
             model=dict(
-                depth=18,  # of the ResNet: 18, 34, 50, 101, 152, 200
+                depth=18,  # of the ResNet: 10, 18, 34, 50, 101, 152, 200
                 width=1.0,  # multiplies the filters
                 stem="cifar",  # cifar (3x3, stride 1) or imagenet (7x7, stride 2, max-pool)
                 batch_norm="global",  # statistics of the global batch, or local: of each device's

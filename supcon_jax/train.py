@@ -363,23 +363,24 @@ _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "Go on in a workdir that was started with another configuration."
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
-EXPECTED = (ValueError, TypeError, KeyError, AttributeError, OSError, FloatingPointError)
+EXPECTED = (ValueError, OSError, FloatingPointError)
+MISTYPED = (*EXPECTED, TypeError, KeyError, AttributeError, flags.Error)  # what parsing raises
 
 
 def parse(argv: list[str]) -> list[str]:
     """Absl's flags parser, with every field of the named configuration as a flag."""
     name, rest = _take_config(argv)
     if name is None:
-        flags.DEFINE_string(
-            "config", None, "Recipe file or shipped name, [:RECIPE].", required=True
-        )
-        return flags.FLAGS(rest)
+        flags.DEFINE_string("config", None, "Recipe file, or the name of a shipped one; [:RECIPE].")
+        if any(argument.lstrip("-").startswith("help") for argument in argv[1:]):
+            return flags.FLAGS(rest)
+        _fail(ValueError("no --config, such as --config configs/digits.py; --help tells more"))
     try:
         config = configuration.load(name)
         configuration.check_names(config, rest)
         config_flags.DEFINE_config_dict("config", config, sys_argv=rest)
         remaining = flags.FLAGS(rest)
-    except (*EXPECTED, flags.Error) as error:
+    except MISTYPED as error:
         _fail(error, debug="--debug" in argv)
     if len(remaining) > 1:
         _fail(ValueError(f"not understood: {' '.join(remaining[1:])}"))

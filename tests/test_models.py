@@ -11,7 +11,7 @@ from sklearn.datasets import load_sample_image
 from supcon_jax.models import DEPTHS, Classifier, Model, Projection, ResNet, make_head
 
 KEY = jax.random.key(0)
-PHOTO = load_sample_image("flower.jpg")[100:292:3, 200:392:3].astype(np.float32) / 127.5 - 1
+PHOTO = load_sample_image("flower.jpg")[0:400:4, 100:500:4].astype(np.float32) / 127.5 - 1
 
 # Depth -> trainable parameters with the ImageNet and the CIFAR stem, of the authors' encoders
 # (https://github.com/google-research/google-research/tree/master/supcon): with a projection
@@ -56,12 +56,14 @@ def randomized(shapes, seed=0):
 
 @pytest.fixture(autouse=True)
 def small_depths(monkeypatch):
-    """Networks of five blocks, quick to compile: 10 with basic blocks, 11 with bottlenecks."""
+    """Networks of two or five blocks, quick to compile, basic (8, 10) and bottleneck (9, 11)."""
+    monkeypatch.setitem(DEPTHS, 8, ((2,), False))
+    monkeypatch.setitem(DEPTHS, 9, ((2,), True))
     monkeypatch.setitem(DEPTHS, 10, ((2, 1, 1, 1), False))
     monkeypatch.setitem(DEPTHS, 11, ((2, 1, 1, 1), True))
 
 
-small = partial(ResNet, 10, width=0.125, stem="cifar")
+small = partial(ResNet, 8, width=0.125, stem="cifar")
 
 
 # Sizes.
@@ -87,7 +89,7 @@ def output_of(model, side, **options):
 
 @pytest.mark.parametrize(
     ("depth", "width", "features"),
-    [(18, 1.0, 512), (50, 1.0, 2048), (18, 0.25, 128), (50, 2.0, 4096), (18, 0.3, 153)],
+    [(18, 1.0, 512), (50, 1.0, 2048), (18, 0.3, 153)],
 )
 def test_number_of_features(depth, width, features):
     out = output_of(ResNet(depth, width=width, stem="cifar"), 32)
@@ -96,8 +98,8 @@ def test_number_of_features(depth, width, features):
 
 @pytest.mark.parametrize("width", [0.125, 0.3, 2.0])
 def test_width_multiplies_all_filters(width):
-    params = shapes_of(small(width=width))["params"]
-    assert params["conv_stem"]["kernel"].shape == (3, 3, 3, int(64 * width))
+    params = shapes_of(ResNet(18, width=width))["params"]
+    assert params["conv_stem"]["kernel"].shape == (7, 7, 3, int(64 * width))
     for group in range(4):
         block = params[f"group{group}_block0"]
         assert block["Conv_0"]["kernel"].shape[-1] == int(64 * 2**group * width)
@@ -171,7 +173,7 @@ def features_of(x, variables, stem, shortcut_only=False):
 
 
 @pytest.mark.parametrize("depth", [10, 11])
-@pytest.mark.parametrize(("stem", "side"), [("imagenet", 64), ("cifar", 16), ("cifar", 15)])
+@pytest.mark.parametrize(("stem", "side"), [("imagenet", 64), ("cifar", 15)])
 def test_forward_pass_equals_numpy(depth, stem, side):
     model = ResNet(depth, width=0.125, stem=stem)
     variables = randomized(shapes_of(model, side))
@@ -182,28 +184,27 @@ def test_forward_pass_equals_numpy(depth, stem, side):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("depth", [10, 11])
-def test_zero_init_residual_starts_each_block_as_its_shortcut(depth):
+@pytest.mark.parametrize(("depth", "zero"), [(8, True), (8, False), (9, True)])
+def test_zero_init_residual_starts_each_block_as_its_shortcut(depth, zero):
     images = photographs(2, 16)
-    for zero in (True, False):
-        model = ResNet(depth, width=0.125, stem="cifar", zero_init_residual=zero)
-        variables = jax.jit(partial(model.init, train=False))(KEY, images)
-        whole = features_of(images, variables, "cifar")
-        shortcuts = features_of(images, variables, "cifar", shortcut_only=True)
-        assert shortcuts.std() > 0.01
-        assert np.array_equal(whole, shortcuts) == zero
+    model = ResNet(depth, width=0.5, stem="cifar", zero_init_residual=zero)
+    quick = jax.random.key(0, impl="unsafe_rbg")  # to compile
+    variables = jax.jit(partial(model.init, train=False))(quick, images)
+    whole = features_of(images, variables, "cifar")
+    shortcuts = features_of(images, variables, "cifar", shortcut_only=True)
+    assert shortcuts.std() > 0.01
+    assert np.array_equal(whole, shortcuts) == zero
+    check_initial_values(variables)
 
 
-def test_initial_statistics_and_scales():
-    variables = jax.jit(partial(small().init, train=False))(KEY, photographs(1, 16))
+def check_initial_values(variables):
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        name = jax.tree_util.keystr(path)
-        if name.endswith("['kernel']"):  # LeCun: variance 1 / fan-in
-            fan_in = np.prod(leaf.shape[:-1])
-            assert abs(leaf.std() * np.sqrt(fan_in) - 1) < 0.25
-        elif name.endswith("['bias']") or name.endswith("['mean']"):
+        name = path[-1].key
+        if name == "kernel":  # LeCun: variance 1 / fan-in
+            assert abs(leaf.std() * np.sqrt(np.prod(leaf.shape[:-1])) - 1) < 0.1
+        elif name in ("bias", "mean"):
             assert not leaf.any()
-        elif name.endswith("['var']"):
+        elif name == "var":
             assert (leaf == 1).all()
 
 
@@ -214,7 +215,7 @@ def test_initial_statistics_and_scales():
 def trained():
     """A step of training mode: variables, images, outputs and the statistics after it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEPTHS, 10, ((2, 1, 1, 1), False))
+        patch.setitem(DEPTHS, 8, ((2,), False))
         variables = randomized(shapes_of(small(), 16))
         images = photographs(8, 16)
         apply = jax.jit(partial(small().apply, train=True, mutable=["batch_stats"]))
@@ -268,7 +269,7 @@ def test_model_gives_features_and_the_output_of_its_head():
         np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("frozen", [(), ("encoder",), ("head",), ("encoder", "head")])
+@pytest.mark.parametrize("frozen", [(), ("encoder",), ("encoder", "head")])
 def test_frozen_parts_stay_in_inference_mode(frozen):
     model = Model(small(), Projection((8, 4), batch_norm=True), frozen=frozen)
     variables, images = randomized(shapes_of(model, 16)), photographs(8, 16)
@@ -316,7 +317,7 @@ def test_every_layer_computes_in_the_type(dtype):
         for name, kind in kinds.items()
         if "Conv" in name or "Dense" in name or "Norm" in name or "conv" in name or "norm" in name
     }
-    assert len(layers) > 20
+    assert len(layers) == 15
     assert set(layers.values()) == {jnp.dtype(dtype or jnp.float32)}
 
 
@@ -324,7 +325,7 @@ def test_every_layer_computes_in_the_type(dtype):
 
 
 def photo_features(count=6, dim=16):
-    return PHOTO.reshape(-1, dim)[: 50 * count : 50]
+    return jnp.asarray(PHOTO.reshape(-1, dim)[: 50 * count : 50])
 
 
 @pytest.mark.parametrize("layers", [(128,), (32, 8), (32, 16, 8)])

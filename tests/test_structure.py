@@ -108,4 +108,5 @@ def test_functions_stay_small():
 
 def test_a_step_is_understood_from_four_files():
     names = ("steps.py", "objectives.py", "losses/supcon.py", "models/heads.py")
-    assert sum(len((PACKAGE / name).read_text().splitlines()) for name in names) < 800
+    lines = [line for name in names for line in (PACKAGE / name).read_text().splitlines()]
+    assert len([line for line in lines if line.strip()]) < 600

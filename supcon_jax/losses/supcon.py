@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
 ContrastMode = Literal["all", "one"]
@@ -205,7 +206,7 @@ def _products(
 
 
 def _scale(similarities: Array, temperature: float | Array) -> Array:
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+    if not isinstance(temperature, jax.core.Tracer) and not np.asarray(temperature) > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     return similarities / jnp.asarray(temperature, similarities.dtype)
 
@@ -218,9 +219,7 @@ def _log_denominators(logits: Array, pairs: Pairs, denominator_mode: Denominator
     if denominator_mode == "only_negatives":
         return log_negatives
     has_negatives = pairs.negative.any(-1, keepdims=True)
-    # Both branches of a where are differentiated, so the unused one must be finite too.
-    shifted = jnp.where(has_negatives, log_negatives - logits, 0.0)
-    return logits + jnp.where(has_negatives, jax.nn.softplus(shifted), 0.0)
+    return logits + jnp.where(has_negatives, jax.nn.softplus(log_negatives - logits), 0.0)
 
 
 def _usable(pairs: Pairs, denominator_mode: DenominatorMode) -> Array:
@@ -249,13 +248,16 @@ def _same_class(features: Array, labels: Array | None, axis_name: str | None) ->
     if labels is None:
         ids = _sample_ids(batch, axis_name)
         return ids[:, None] == jnp.arange(batch * _axis_size(axis_name))[None]
-    if labels.shape != (batch,):
-        raise ValueError(f"labels must have shape ({batch},) like the features, got {labels.shape}")
+    if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels must be integers of shape ({batch},), got {labels.dtype} {labels.shape}"
+        )
     return labels[:, None] == _gather(labels, axis_name)[None]
 
 
 def _with_views(features: Array) -> Array:
-    if features.ndim not in (2, 3):
+    features = jnp.asarray(features)
+    if features.ndim not in (2, 3) or 0 in features.shape:
         raise ValueError(
             f"features must be [batch, views, dim] or [batch, dim], got shape {features.shape}"
         )

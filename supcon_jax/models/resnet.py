@@ -12,6 +12,7 @@ Stem = Literal["cifar", "imagenet"]
 
 # Depth -> (blocks in each of the four groups, whether they are bottlenecks).
 DEPTHS: dict[int, tuple[tuple[int, ...], bool]] = {
+    10: ((1, 1, 1, 1), False),
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
     50: ((3, 4, 6, 3), True),
@@ -59,7 +60,7 @@ class ResNet(nn.Module):
     pixel on each side, as in PyTorch. Features: 512 x width (depth below 50) or 2048 x width.
 
     Attributes:
-      depth: 18, 34, 50, 101, 152 or 200.
+      depth: 10, 18, 34, 50, 101, 152 or 200.
       width: multiplies all numbers of filters.
       stem: "imagenet" (7x7 stride 2, then 3x3 max-pool) or "cifar" (3x3, stride 1).
       zero_init_residual: start each block as its shortcut (last batch-norm scale 0).

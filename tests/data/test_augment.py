@@ -328,9 +328,6 @@ def test_reference_equals_pillow(photo, factor, name, enhance):
     np.testing.assert_allclose(made, expected, atol=2 / 255)
 
 
-JITTERED = 6000  # images for the statistics
-
-
 @pytest.fixture
 def factors(run):
     """What the keys draw, `{name: [n]}`, read off images in which nothing is clipped.
@@ -357,7 +354,8 @@ def factors(run):
     return of
 
 
-def test_jitter_draws_each_factor_evenly_up_to_its_strength(factors):
+def test_jitter_draws_each_factor_evenly_up_to_its_strength(run, factors):
+    images = np.resize(patches()[5], (2000, 12, 12, 3))
     found = factors(keys_of(2000), 3)
     visible = found["saturation"] > 0.05  # else there is no hue
     for name, strength in JITTER.items():
@@ -365,39 +363,47 @@ def test_jitter_draws_each_factor_evenly_up_to_its_strength(factors):
             assert_uniform(found["hue"][visible], -strength, strength)
         else:
             assert_uniform(found[name], max(0, 1 - strength), 1 + strength)
-    drawn = np.stack([values[visible] for values in found.values()])
-    dependence = np.corrcoef(drawn)[np.triu_indices(4, 1)]
+    changed = (run(jitter, images, 0.5) != images).any((1, 2, 3))
+    drawn = np.stack([*found.values(), changed])[:, visible]
+    dependence = np.corrcoef(drawn)[np.triu_indices(5, 1)]
     assert np.abs(dependence).max() < 0.1  # four standard deviations
+
+
+def distances(images, factors, made):
+    """How far each order of the operations is from what was made: `[orders, n]`."""
+    images = images.astype(float)
+    return [
+        np.abs(
+            functools.reduce(lambda x, name: adjusted(name, x, factors[name]), order, images) - made
+        ).max((1, 2, 3))
+        for order in itertools.permutations(factors)
+    ]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jitter_is_its_operations_in_every_order_equally_often(run, factors, channels):
     """Of one channel, brightness and contrast alone: there is no colour."""
-    found = factors(keys_of(JITTERED), channels)
-    telling = (found["brightness"] > 1.2) & (found["contrast"] > 1.2)  # the order shows by clipping
-    if channels == 3:
-        telling &= (found["saturation"] > 1.3) & (np.abs(found["hue"]) > 0.05)
-    images = np.resize(patches()[:-2], (JITTERED, 12, 12, 3))
+    count, found = 8400, factors(keys_of(8400), channels)
+    images = np.resize(patches()[:-2], (count, 12, 12, 3))
     images[:, :3, :9] = np.reshape(CORNERS, (3, 9, 3)) / 255
     images = images[..., :channels]
-    made = run(jitter, images, 1.0, keys_of(JITTERED))[telling]
-    orders = list(itertools.permutations(found))
-    errors = [
-        np.abs(
-            functools.reduce(
-                lambda x, name: adjusted(name, x, found[name][telling]),
-                order,
-                images[telling].astype(float),
-            )
-            - made
-        ).max((1, 2, 3))
-        for order in orders
-    ]
+    made = run(jitter, images, 0.7, keys_of(count))
+    telling = (made != images).any((1, 2, 3))
+    telling &= (found["brightness"] > 1.2) & (found["contrast"] > 1.2)  # which clip
+    if channels == 3:
+        telling &= (found["saturation"] > 1.3) & (np.abs(found["hue"]) > 0.05)
+    chosen = {name: values[telling] for name, values in found.items()}
+    errors = distances(images[telling], chosen, made[telling])
     best, second = np.sort(errors, axis=0)[:2]
     assert best.max() < 1e-4
     clear = second > 1e-3
     assert clear.mean() > 0.9
-    times = np.bincount(np.argmin(errors, axis=0)[clear], minlength=len(orders))
-    expected = times.sum() / len(orders)
-    freedom = len(orders) - 1
-    assert expected > 10 and np.sum((times - expected) ** 2 / expected) < 4 * freedom + 10
+    assert_equally_often(np.argmin(errors, axis=0)[clear], len(errors))
+
+
+def assert_equally_often(drawn, choices):
+    """By the chi-squared test, whose deviation is sqrt(2 * freedom)."""
+    expected, freedom = len(drawn) / choices, choices - 1
+    assert expected > 10
+    times = np.bincount(drawn, minlength=choices)
+    assert np.sum((times - expected) ** 2 / expected) < freedom + 5 * np.sqrt(2 * freedom)

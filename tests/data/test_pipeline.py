@@ -155,7 +155,8 @@ def test_prefetch_keeps_items_that_count_as_false():
     assert list(pipeline.prefetch(iter([0, "", False, (), {}]))) == [0, "", False, (), {}]
 
 
-def test_prefetch_makes_items_ahead_in_another_thread():
+@pytest.mark.parametrize("depth", [1, 2])
+def test_prefetch_makes_items_ahead_in_another_thread(depth):
     threads, ahead = [], threading.Event()
 
     def items():
@@ -165,7 +166,7 @@ def test_prefetch_makes_items_ahead_in_another_thread():
                 ahead.set()
             yield number
 
-    ahead_of_us = pipeline.prefetch(items())
+    ahead_of_us = pipeline.prefetch(items(), depth)
     assert next(ahead_of_us) == 0
     assert ahead.wait(10)  # item 1 is made before it is asked for
     assert list(ahead_of_us) == [1, 2]

@@ -539,17 +539,15 @@ def test_newest_tfds_version_is_taken(prepared):
 
 @pytest.mark.parametrize("memory_limit_gb", [0.0, 1.0], ids=["lazy", "in memory"])
 def test_label_out_of_range_is_named(prepared, memory_limit_gb):
-    """The data set says that it has five classes, and has ten."""
-    (prepared / "label.labels.txt").write_text("\n".join("01234"))
+    """The data set says that it has nine classes, and has ten."""
+    (prepared / "label.labels.txt").write_text("\n".join("012345678"))
     with pytest.raises(ValueError, match="label") as caught:
         everything(read_tfds("train", root_of(prepared), memory_limit_gb=memory_limit_gb))
     shutil.rmtree(prepared.parent)
     tiny_tfds.prepare_digits(root_of(prepared), n_train=40, n_test=20)
     _, labels = everything(read_tfds("train", root_of(prepared)))
-    first = np.flatnonzero(labels > 4)[0]
-    assert str(caught.value) == (
-        f"tiny_digits/train: record {first} has label {labels[first]}, expected 0 to 4"
-    )
+    first = np.flatnonzero(labels == 9)[0]
+    assert str(caught.value) == (f"tiny_digits/train: record {first} has label 9, expected 0 to 8")
 
 
 def test_undecodable_tfds_record_is_named(tmp_path, monkeypatch):

@@ -639,10 +639,25 @@ def test_what_is_the_same_on_all_devices_is_refused(mesh_of, specs):
     [
         ((4,), None, {}, r"\[batch, views, dim\] or \[batch, dim\], got shape \(4,\)"),
         ((4, 2, 3, 1), None, {}, r"\[batch, views, dim\].* got shape \(4, 2, 3, 1\)"),
-        ((4, 2, 3), np.zeros(3, int), {}, r"labels must have shape \(4,\).* got \(3,\)"),
-        ((4, 2, 3), np.zeros((4, 2), int), {}, r"labels must have shape \(4,\).* got \(4, 2\)"),
-        ((4, 2, 3), np.array(0), {}, r"labels must have shape \(4,\).* got \(\)"),
-        ((4, 3), np.eye(4, dtype=int), {}, r"labels must have shape \(4,\).* got \(4, 4\)"),
+        (
+            (4, 2, 3),
+            np.zeros(3, int),
+            {},
+            r"labels must be integers of shape \(4,\), got .* \(3,\)",
+        ),
+        (
+            (4, 2, 3),
+            np.zeros((4, 2), int),
+            {},
+            r"labels must be integers of shape \(4,\), got .* \(4, 2\)",
+        ),
+        ((4, 2, 3), np.array(0), {}, r"labels must be integers of shape \(4,\), got .* \(\)"),
+        (
+            (4, 3),
+            np.eye(4, dtype=int),
+            {},
+            r"labels must be integers of shape \(4,\), got .* \(4, 4\)",
+        ),
         ((4, 3), None, {"contrast_mode": "two"}, r"contrast_mode.*'all', 'one', got 'two'"),
         (
             (4, 3),
@@ -670,7 +685,7 @@ def test_integer_features_are_refused(function, unchecked):
 def test_num_positives_refuses_wrong_shapes(unchecked):
     with pytest.raises(ValueError, match=r"got shape \(4,\)"):
         num_positives(np.ones(4, np.float32))
-    with pytest.raises(ValueError, match=r"labels must have shape \(4,\).* got \(3,\)"):
+    with pytest.raises(ValueError, match=r"labels must be integers of shape \(4,\), got .* \(3,\)"):
         num_positives(np.ones((4, 2), np.float32), np.zeros(3, int))
 
 
