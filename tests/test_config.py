@@ -49,7 +49,7 @@ def test_unknown_recipe_names_the_nearest():
     [
         ("data.source", "digit", "config.data.source must be one of digits, folder, tfds; got "
          "'digit'; did you mean 'digits'?"),
-        ("model.depth", 51, "config.model.depth must be one of 10, 18, 34, 50, 101, 152, 200; got 51"),
+        ("model.depth", 51, "must be one of 10, 18, 34, 50, 101, 152, 200; got 51"),
         ("model.stem", "cfar", "did you mean 'cifar'?"),
         ("supcon.objective.denominator_mode", "one_pos", "did you mean 'one_positive'?"),
         ("supcon.objective.temperature", 0.0, "temperature must be positive; got 0.0"),

@@ -45,7 +45,7 @@ def run(scratch: Path, recipe: str, seed: int, **fields) -> tuple[dict, list[dic
 def learning_rates(scratch: Path, seeds: range) -> dict:
     """Accuracy on a fifth of the training images that was held out, for each learning rate."""
     table: dict = {}
-    for recipe in ("cross_entropy", "supcon"):
+    for recipe in ("cross_entropy",):
         for rate in RATES:
             found = []
             for seed in seeds:

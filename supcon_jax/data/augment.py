@@ -154,9 +154,9 @@ def adjust_hue(image: Image, turn: Scalar) -> Image:
     chroma = value - image.min(-1)
     safe = jnp.where(chroma > 0, chroma, 1.0)
     hue = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) / safe,
-        jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+        jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     offsets = jnp.array([5.0, 3.0, 1.0], image.dtype).reshape(1, 1, 3)
     k = jnp.mod(offsets + (hue + 6 * turn)[..., None], 6)

@@ -147,7 +147,7 @@ def _folder(
             + "; set --config.data.dir and the names of its splits, --config.data.train_split and "
             "--config.data.test_split"
         )
-    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."))
     if not names:
         raise ValueError(f"{folder} has no class folders: expected {root}/SPLIT/CLASS/IMAGE")
     files = [[p for p in sorted((folder / name).rglob("*")) if _is_image(p)] for name in names]
@@ -208,6 +208,8 @@ def find_tfds(name: str, directory: str) -> Path:
       FileNotFoundError: nothing there; the message says how to prepare it.
       ValueError: prepared in a format that needs TensorFlow to read.
     """
+    if not name:
+        raise ValueError("set --config.data.name to the name of the TFDS data set")
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     root = Path(directory or default).expanduser()
     infos = sorted((root / name).glob("**/dataset_info.json"), key=_version)
@@ -255,12 +257,22 @@ def _decode(where: str, file: str | Path | IO[bytes] | bytes, fit: Callable) -> 
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             return fit(ImageOps.exif_transpose(image))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
         raise ValueError(f"cannot decode {where}: {error}; repair or remove it") from None
 
 
 def _fit(image: Image.Image, *, size: int, mode: str) -> np.ndarray:
     """Scale the short side to `size` and cut out the middle square: `[size, size, channels]`."""
+    if image.mode.startswith("I;16"):  # Pillow's conversion would clip it
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
     if image.size != (size, size):
         image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
     return np.asarray(image.convert(mode)).reshape(size, size, -1)

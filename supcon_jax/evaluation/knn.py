@@ -56,5 +56,6 @@ def _vote(
 ) -> Array:
     cosines = jnp.matmul(l2_normalize(queries), references.T, precision="highest")
     nearest, places = jax.lax.top_k(cosines, k)
-    weights = jnp.exp((nearest - 1) / temperature)
-    return jnp.einsum("qk,qkc->qc", weights, jax.nn.one_hot(labels[places], classes)).argmax(-1)
+    weights = jnp.exp((nearest - nearest[:, :1]) / temperature)
+    votes = weights[..., None] * jax.nn.one_hot(labels[places], classes)
+    return votes.sum(1).argmax(-1)
