@@ -32,6 +32,6 @@ def get_config(recipe: str = "supcon") -> ConfigDict:
     config.linear.schedule.update(learning_rate=3.0)
     config.linear.optimizer.update(weight_decay=0.0)
     config.cross_entropy.update(epochs=120.0, warmup_epochs=12.0)
-    config.cross_entropy.schedule.update(learning_rate=0.1)
+    config.cross_entropy.schedule.update(learning_rate=1.0)
     config.cross_entropy.optimizer.update(weight_decay=5e-4)
     return config

@@ -16,7 +16,9 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 # `import reference` works in every pytest import mode, from every folder.
 sys.path.insert(0, os.path.dirname(__file__))
 
-# Compiled programs are kept between tests and test runs: most of the suite's time is compilation.
+# Most of the suite's time is compilation: compile quickly rather than well, and keep the programs.
+if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 

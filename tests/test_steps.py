@@ -127,17 +127,22 @@ def assert_close(actual, expected, relative):
         assert worst <= relative, f"{jax.tree_util.keystr(path)}: {worst}"
 
 
-@pytest.mark.parametrize("objective", ["contrastive", "cross_entropy"])
-@pytest.mark.parametrize("views", [1, 2, 3])
-def test_sharded_step_equals_unsharded(x64, mesh_of, objective, views):
-    if objective == "cross_entropy" and views > 1:
-        pytest.skip("one view is the case of cross-entropy")
+@pytest.mark.parametrize(
+    ("objective", "views", "devices"),
+    [
+        ("contrastive", 2, (1, 2, 4, 8)),
+        ("contrastive", 1, (4,)),
+        ("contrastive", 3, (4,)),
+        ("cross_entropy", 1, (1, 2, 4, 8)),
+    ],
+)
+def test_sharded_step_equals_unsharded(x64, mesh_of, objective, views, devices):
     batch = digits(32)
     state, step = make(views=views, objective=objective, axis_name=None, batch_norm=None)
     step = partial(step, augment=partial(wide_augment, views=views))
     expected, expected_metrics = run(None, state, step, batch)
     gradient = jax.tree.map(lambda a, b: a - b, state.params, expected.params)
-    for mesh in map(mesh_of, (1, 2, 4, 8)):
+    for mesh in map(mesh_of, devices):
         sharded, mapped = make(views=views, objective=objective)
         mapped = partial(mapped, augment=partial(wide_augment, views=views))
         actual, metrics = run(mesh, sharded, mapped, batch)
@@ -166,7 +171,7 @@ def test_sharded_training_stays_equal_over_steps(x64, mesh_of):
     batch = digits(32)
     state, step = make(axis_name=None, batch_norm=None, learning_rate=0.1)
     expected, _ = run(None, state, partial(step, augment=partial(wide_augment, views=2)), batch, 5)
-    for mesh in map(mesh_of, (2, 8)):
+    for mesh in map(mesh_of, (4,)):
         sharded, mapped = make(learning_rate=0.1)
         mapped = partial(mapped, augment=partial(wide_augment, views=2))
         actual, _ = run(mesh, sharded, mapped, batch, 5)
@@ -197,7 +202,7 @@ def test_local_batch_norm_equals_normalising_each_slice(x64, mesh_of):
 def test_float32_loss_does_not_depend_on_the_device_count(mesh_of):
     batch = digits(32)
     losses = []
-    for mesh in map(mesh_of, (1, 2, 4, 8)):
+    for mesh in map(mesh_of, (1, 8)):
         _, metrics = run(mesh, *make(), batch)
         losses.append(metrics["loss"])
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
