@@ -156,6 +156,7 @@ def _draw_maps(workdirs: Sequence[Path], file: Path) -> Path:
     """t-SNE of the test features of each run, at length 1 as the k-NN sees them."""
     from matplotlib import pyplot as plt
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     columns = len(workdirs)
     figure, axes = plt.subplots(
@@ -165,7 +166,9 @@ def _draw_maps(workdirs: Sequence[Path], file: Path) -> Path:
         saved = np.load(workdir / "embedding.npz")
         unit = saved["features"] / np.linalg.norm(saved["features"], axis=1, keepdims=True)
         perplexity = min(30, (len(unit) - 1) / 3)
-        points = TSNE(random_state=0, init="pca", perplexity=perplexity).fit_transform(unit)
+        tsne = TSNE(random_state=0, init="pca", perplexity=perplexity)
+        with threadpool_limits(1):  # its threads wait by spinning, for minutes on a busy machine
+            points = tsne.fit_transform(unit)
         classes = np.unique(saved["labels"])
         colors = plt.get_cmap("tab10" if len(classes) <= 10 else "turbo", max(len(classes), 10))
         for place, label in enumerate(classes):
