@@ -20,7 +20,7 @@ demo: $(VENV)/.made
 	$(RUN) -m supcon_jax.train --config configs/digits.py:cross_entropy \
 	  --workdir $(RUNS)/digits-cross_entropy
 	$(RUN) -m supcon_jax.train --config configs/digits.py:cross_entropy \
-	  --config.cross_entropy.epochs=60 --config.cross_entropy.warmup_epochs=6 \
+	  --config.cross_entropy.epochs=90 --config.cross_entropy.warmup_epochs=9 \
 	  --workdir $(RUNS)/digits-cross_entropy-equal_epochs
 	$(RUN) -m supcon_jax.report $(RUNS)/digits-supcon $(RUNS)/digits-cross_entropy \
 	  $(RUNS)/digits-cross_entropy-equal_epochs --out $(RUNS)

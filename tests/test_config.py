@@ -97,7 +97,7 @@ def test_difference_names_each_changed_field():
     old, new = configuration.load("digits"), configuration.load("digits")
     new.supcon.epochs, new.log.every_steps = 7.0, 1
     lines = configuration.difference(configuration.used(old), configuration.used(new))
-    assert lines == ["supcon.epochs: 60.0 -> 7.0"]
+    assert lines == ["supcon.epochs: 90.0 -> 7.0"]
 
 
 def test_used_configuration_is_plain_json():

@@ -640,26 +640,20 @@ def unpack(tmp_path):
 
 
 @pytest.mark.parametrize("memory_limit_gb", [0.0, 1.0], ids=["lazy", "in memory"])
-def test_cifar10(unpack, memory_limit_gb):
-    folder = unpack("cifar10.tar.xz", "cifar10/test", 2, 10)
-    options = dict(load_size=32, channels=3, memory_limit_gb=memory_limit_gb)
-    source = read_folder("test", folder, **options)
-    assert source.class_names == ("airplane", "automobile")
+@pytest.mark.parametrize(
+    ("archive", "split", "size", "names"),
+    [
+        ("cifar10", "test", 32, ("airplane", "automobile")),
+        ("imagenette160", "train", 96, ("n01440764", "n02102040")),
+    ],
+)
+def test_real_folder(archive, split, size, names, memory_limit_gb, unpack):
+    folder = unpack(f"{archive}.tar.xz", f"{archive}/{split}", 2, 10)
+    options = dict(load_size=size, channels=3, memory_limit_gb=memory_limit_gb)
+    source = read_folder(split, folder, **options)
+    assert source.class_names == names
     images, labels = everything(source)
     np.testing.assert_array_equal(labels, np.repeat([0, 1], 10))
-    for image, path in zip(images, sorted(folder.glob("test/*/*")), strict=True):
+    for image, path in zip(images, sorted(folder.glob(f"{split}/*/*")), strict=True):
         with Image.open(path) as decoded:
-            np.testing.assert_array_equal(image, decoded)
-
-
-@pytest.mark.parametrize("memory_limit_gb", [0.0, 1.0], ids=["lazy", "in memory"])
-def test_imagenette(unpack, memory_limit_gb):
-    folder = unpack("imagenette160.tar.xz", "imagenette160/train", 2, 10)
-    options = dict(load_size=96, channels=3, memory_limit_gb=memory_limit_gb)
-    source = read_folder("train", folder, **options)
-    assert source.class_names == ("n01440764", "n02102040")
-    images, labels = everything(source)
-    np.testing.assert_array_equal(labels, np.repeat([0, 1], 10))
-    for image, path in zip(images, sorted(folder.glob("train/*/*")), strict=True):
-        with Image.open(path) as decoded:
-            np.testing.assert_array_equal(image, middle(decoded.convert("RGB"), 96))
+            np.testing.assert_array_equal(image, middle(decoded.convert("RGB"), size))
