@@ -199,8 +199,13 @@ class Recorder:
         self._progress.move(step)
 
     def pause(self) -> None:
-        """Wait for the device and stop the clock: what follows is not training."""
-        jax.block_until_ready(self._pending)
+        """Wait for the device and stop the clock: what follows is not training.
+
+        Raises:
+          FloatingPointError: a loss was not finite.
+        """
+        for step, metrics in jax.block_until_ready(self._pending):
+            self._check(step, float(metrics["loss"]))
         self._seconds += time.perf_counter() - self._since
         self._since = time.perf_counter()
 

@@ -164,11 +164,13 @@ def _draw_maps(workdirs: Sequence[Path], file: Path) -> Path:
     )
     for axis, workdir in zip(axes[0], workdirs, strict=True):
         saved = np.load(workdir / "embedding.npz")
-        unit = saved["features"] / np.linalg.norm(saved["features"], axis=1, keepdims=True)
+        lengths = np.linalg.norm(saved["features"], axis=1, keepdims=True)
+        unit = saved["features"] / np.where(lengths > 0, lengths, 1)
         perplexity = min(30, (len(unit) - 1) / 3)
         tsne = TSNE(random_state=0, init="pca", perplexity=perplexity)
         with threadpool_limits(1):  # its threads wait by spinning, for minutes on a busy machine
-            points = tsne.fit_transform(unit)
+            apart = np.ptp(unit, axis=0).any()  # a dead encoder maps all images to one point
+            points = tsne.fit_transform(unit) if apart else np.zeros((len(unit), 2))
         classes = np.unique(saved["labels"])
         colors = plt.get_cmap("tab10" if len(classes) <= 10 else "turbo", max(len(classes), 10))
         for place, label in enumerate(classes):

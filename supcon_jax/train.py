@@ -80,7 +80,7 @@ def train_and_evaluate(
     Raises:
       FileNotFoundError: the data set is not there.
       ValueError: a wrong configuration or data set, or a workdir of another configuration.
-      FloatingPointError: the loss is not finite; the last checkpoint is kept.
+      FloatingPointError: the loss or the features are not finite; the last checkpoint is kept.
       OSError: the workdir cannot be written.
     """
     configuration.validate(config)
@@ -149,9 +149,9 @@ def run_stage(
                 looks = _due(step, config.evaluation.every_epochs, stage)
                 saves = _due(step, config.checkpoint.every_epochs, stage) or step == stage.steps
                 if looks or saves:
-                    recorder.pause()
+                    recorder.pause()  # raises if a loss is not finite: nothing is saved
                     found = look(state) if looks else {}
-                    recorder.catch_up(found)  # raises if a loss is not finite: nothing is saved
+                    recorder.catch_up(found)
                     if saves:
                         checkpoints.save(state)
                     if found:

@@ -55,6 +55,12 @@ def test_command_draws_the_runs_side_by_side(runs, tmp_path, capsys):
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
 
 
+def test_dead_encoder_is_drawn_as_one_point(runs):
+    labels = np.arange(60) % 3
+    report.save_embedding(runs[0], np.zeros((60, 8), np.float32), labels, ("one", "two", "three"))
+    assert [path.name for path in report.draw(runs[:1], runs[0])] == ["curves.png", "embedding.png"]
+
+
 def test_run_that_has_not_finished_is_named(tmp_path, capsys):
     assert report.main([str(tmp_path / "nothing"), "--out", str(tmp_path)]) == 1
     assert "nothing has no results.json: the run has not finished there" in capsys.readouterr().err

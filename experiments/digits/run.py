@@ -38,8 +38,10 @@ def run(scratch: Path, recipe: str, seed: int, **fields) -> tuple[dict, list[dic
     config.checkpoint.every_epochs = 1e9
     config.update_from_flattened_dict(fields)
     workdir = scratch / configuration.config_hash(configuration.used(config))
-    results = train_and_evaluate(config, workdir)
-    return results, read_metrics(workdir)
+    finished = workdir / "results.json"
+    if not finished.exists():
+        train_and_evaluate(config, workdir)
+    return json.loads(finished.read_text()), read_metrics(workdir)
 
 
 def learning_rates(scratch: Path, seeds: range) -> dict:
@@ -51,7 +53,11 @@ def learning_rates(scratch: Path, seeds: range) -> dict:
             for seed in seeds:
                 fields = {f"{recipe}.schedule.learning_rate": rate, "data.holdout": 0.2}
                 fields["evaluation.every_epochs"] = 20.0
-                _, metrics = run(scratch, recipe, seed, **fields)
+                try:
+                    _, metrics = run(scratch, recipe, seed, **fields)
+                except FloatingPointError as error:
+                    print(error)
+                    metrics = [{"heldout/top1": 0.0}]  # diverged
                 found.append([m["heldout/top1"] for m in metrics if "heldout/top1" in m][-1])
             table.setdefault(recipe, {})[str(rate)] = spread(found)
             print(recipe, rate, table[recipe][str(rate)], flush=True)

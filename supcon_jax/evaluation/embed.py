@@ -36,6 +36,9 @@ def embed(
 
     Returns:
       Features, outputs and labels of all `source.size` images.
+
+    Raises:
+      FloatingPointError: features that are not finite, on which every score would be arbitrary.
     """
     size = -(-batch_size // mesh.size) * mesh.size
     parts = []
@@ -43,7 +46,14 @@ def embed(
         result = eval_step(state, shard({"image": batch["image"]}, mesh))
         rows = (result["features"], result["outputs"], batch["label"])
         parts.append([np.asarray(x)[:count] for x in rows])
-    return Embedded(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    found = Embedded(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    bad = int((~np.isfinite(found.features)).any(-1).sum())
+    if bad:
+        raise FloatingPointError(
+            f"the features of {bad} of the {source.size} images of {source.name} are not finite: "
+            "training diverged. Use a lower learning rate or a longer warm-up, in a new workdir"
+        )
+    return found
 
 
 def knn_accuracy(

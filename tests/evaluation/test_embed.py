@@ -58,6 +58,14 @@ def test_every_image_is_embedded_once_in_order(mesh_of, devices, size, batch_siz
     assert set(sizes) == {-(-batch_size // devices)}
 
 
+def test_features_that_are_not_finite_are_refused(mesh_of):
+    mesh = mesh_of(1)
+    step = parallel.data_parallel_eval(partial(pixels_and_sums, sizes=[]), mesh)
+    state = parallel.replicate(state_of(jnp.inf), mesh)
+    with pytest.raises(FloatingPointError, match="features of 9 of the 9 images of digits are not"):
+        embed(step, state, digits(9), batch_size=4, mesh=mesh)
+
+
 def test_embedding_can_be_repeated(mesh_of):
     """The state is not donated."""
     mesh = mesh_of(8)
