@@ -30,7 +30,7 @@ def get_config(recipe: str = "supcon") -> ConfigDict:
         stage.optimizer.update(weight_decay=5e-4)
     config.supcon.objective.update(temperature=0.2)
     config.linear.update(epochs=20.0, warmup_epochs=1.0)
-    config.linear.schedule.update(learning_rate=3.0)
+    config.linear.schedule.update(learning_rate=30.0)
     config.linear.optimizer.update(weight_decay=0.0)
     config.cross_entropy.update(epochs=180.0, warmup_epochs=18.0)
     config.cross_entropy.schedule.update(learning_rate=1.0)
