@@ -104,7 +104,7 @@ class Progress:
                 desc=stage,
                 file=self._stream,
                 dynamic_ncols=True,
-                bar_format="{desc} {percentage:3.0f}%|{bar:10}| {n}/{total} {remaining}{postfix}",
+                bar_format="{desc} |{bar}| {n}/{total} {remaining}{postfix}",
             )
 
     def move(self, step: int) -> None:
@@ -132,13 +132,13 @@ class Progress:
             self._bar.close()
 
 
-SHOWN = {  # metric -> how a line shows it
+SHOWN = {  # metric -> how a line shows it; a narrow terminal cuts the last ones
     "loss": "loss {:.3f}",
     "excess": "excess {:.3f}",
-    "contrastive_accuracy": "match {:.1%}",
-    "accuracy": "train {:.1%}",
     "heldout/top1": "top-1 {:.1%}",
     "heldout/knn": "k-NN {:.1%}",
+    "contrastive_accuracy": "match {:.1%}",
+    "accuracy": "train {:.1%}",
     "time/images_per_s": "{:,.0f} img/s",
 }
 
