@@ -145,7 +145,8 @@ def _draw_curves(workdirs: Sequence[Path], file: Path) -> Path:
     axes[0].set(title="training loss", xlabel="thousand images through the encoder", ylabel="nats")
     axes[1].set(title="held-out training images", xlabel=axes[0].get_xlabel(), ylabel="accuracy")
     for axis in axes:
-        axis.legend(fontsize=8, frameon=False)
+        below = dict(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+        axis.legend(fontsize=8, frameon=False, **below)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=110)
     plt.close(figure)
