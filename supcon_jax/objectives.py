@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float
 
 from supcon_jax import losses
-from supcon_jax.losses.supcon import ContrastMode, DenominatorMode
+from supcon_jax.losses.pairs import ContrastMode, DenominatorMode
 
 PerExample = Float[Array, " b"]
 Metrics = dict[str, tuple[PerExample, PerExample]]  # name -> values and their weights

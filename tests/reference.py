@@ -25,6 +25,9 @@ def contrastive(
     temperature=0.1,
     contrast_mode="all",
     denominator_mode="all",
+    positives_cap=None,
+    mask=None,
+    queue=None,
     weights=None,
 ):
     """Mean loss of the anchor views of each sample, and the gradient of sum(weights * losses).
@@ -34,52 +37,82 @@ def contrastive(
     """
     features = np.asarray(features, np.float64)
     batch, views = (*features.shape[:-1], 1)[:2]
-    z = features.reshape(batch * views, -1)
-    y = np.repeat(np.arange(batch) if labels is None else np.asarray(labels), views)
+    rows = batch * views
+    z = features.reshape(rows, -1)
+    y = list(np.repeat(np.arange(batch) if labels is None else np.asarray(labels), views))
+    sample = list(np.repeat(np.arange(batch), views))
+    for row, label, valid in zip(*queue, strict=True) if queue is not None else ():
+        if valid:
+            z = np.concatenate([z, row[None]])
+            sample.append(None)
+            y.append(-len(y) if labels is None else label)
     weights = np.ones(batch) if weights is None else weights
     anchors_per_sample = views if contrast_mode == "all" else 1
 
     losses, gradient = np.zeros(batch), np.zeros_like(z)
     for b in range(batch):
         for i in range(b * views, b * views + anchors_per_sample):
+            others = [a for a in range(len(z)) if a != i]
+            if mask is None:
+                positives, negatives = by_label(others, i, y, sample, positives_cap, views)
+            else:
+                positives, negatives = by_mask(others, mask[b], sample)
             s = [z[i] @ z[a] / temperature for a in range(len(z))]
-            loss, slopes = anchor_loss(s, y, i, inside, denominator_mode)
+            loss, slopes = anchor_loss(s, positives, negatives, inside, denominator_mode)
             losses[b] += loss / anchors_per_sample
             for a in range(len(z)):
                 slope = weights[b] / anchors_per_sample * slopes[a] / temperature
                 gradient[i] += slope * z[a]
                 gradient[a] += slope * z[i]
-    return losses, gradient.reshape(features.shape)
+    return losses, gradient[:rows].reshape(features.shape)
 
 
-def anchor_loss(s, y, i, inside, denominator_mode):
-    """Loss of anchor i with similarities s, and its derivative by each of them.
+def by_label(others, i, y, sample, positives_cap, views):
+    """`{positive: weight}` and the negatives; the cap keeps the first samples of the class."""
+    same = [a for a in others if y[a] == y[i]]
+    if positives_cap is not None:
+        of_class = sorted({sample[a] for a in same} - {sample[i]})
+        kept = [sample[i], *of_class[: positives_cap // views]]
+        same_and_kept = [a for a in same if sample[a] in kept]
+    else:
+        same_and_kept = same
+    return dict.fromkeys(same_and_kept, 1.0), [a for a in others if a not in same]
+
+
+def by_mask(others, weight_of_samples, sample):
+    """`{positive: weight}` and the negatives, from the anchor's row of a mask."""
+    weight = {a: 0.0 if sample[a] is None else weight_of_samples[sample[a]] for a in others}
+    return {a: w for a, w in weight.items() if w > 0}, [a for a in others if weight[a] == 0]
+
+
+def anchor_loss(s, positives, negatives, inside, denominator_mode):
+    """Loss of an anchor with similarities s, and its derivative by each of them.
 
     0 and 0 without positives, or with nothing in the denominator.
     """
-    others, positives, negatives = index_sets(y, i)
-    slopes = np.zeros(len(y))
+    slopes = np.zeros(len(s))
     log_d = {}
     for p in positives:
-        in_denominator = denominator(p, others, negatives, denominator_mode)
+        in_denominator = denominator(p, positives, negatives, denominator_mode)
         if not in_denominator:
             return 0.0, slopes
         log_d[p] = log_sum_exp(s[a] for a in in_denominator)
     if not positives:
         return 0.0, slopes
 
+    total = sum(positives.values())
     log_ratio = {p: s[p] - log_d[p] for p in positives}
     if inside:
-        log_sum = log_sum_exp(log_ratio.values())
-        loss = -(log_sum - np.log(len(positives)))
-        share = {p: np.exp(log_ratio[p] - log_sum) for p in positives}
+        log_sum = log_sum_exp(np.log(w) + log_ratio[p] for p, w in positives.items())
+        loss = -(log_sum - np.log(total))
+        share = {p: w * np.exp(log_ratio[p] - log_sum) for p, w in positives.items()}
     else:
-        loss = -sum(log_ratio.values()) / len(positives)
-        share = {p: 1 / len(positives) for p in positives}
+        loss = -sum(w * log_ratio[p] for p, w in positives.items()) / total
+        share = {p: w / total for p, w in positives.items()}
 
     for p in positives:
         slopes[p] -= share[p]
-        for a in denominator(p, others, negatives, denominator_mode):
+        for a in denominator(p, positives, negatives, denominator_mode):
             slopes[a] += share[p] * np.exp(s[a] - log_d[p])
     return loss, slopes
 
@@ -108,11 +141,13 @@ def index_sets(y, i):
     return others, positives, negatives
 
 
-def denominator(p, others, negatives, denominator_mode):
+def denominator(p, positives, negatives, denominator_mode):
     """Whose exponentials positive p is divided by."""
-    return {"all": others, "one_positive": [p, *negatives], "only_negatives": negatives}[
-        denominator_mode
-    ]
+    return {
+        "all": [*positives, *negatives],
+        "one_positive": [p, *negatives],
+        "only_negatives": negatives,
+    }[denominator_mode]
 
 
 def log_sum_exp(values):

@@ -3,13 +3,16 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from supcon_jax.losses.supcon import (
+from supcon_jax.losses.arguments import check_choice, check_labels, with_views
+from supcon_jax.losses.pairs import (
     ContrastMode,
     DenominatorMode,
     Features,
     Labels,
-    _check_choice,
-    compare,
+    arrange,
+    precision_of,
+    products,
+    relate,
 )
 
 Counts = Int[Array, " batch"]
@@ -34,7 +37,7 @@ def uniform_value(
     Raises:
       ValueError: unknown mode.
     """
-    _check_choice("denominator_mode", denominator_mode, DenominatorMode)
+    check_choice("denominator_mode", denominator_mode, DenominatorMode)
     sizes = {
         "all": jnp.full_like(positives, others),
         "one_positive": 1 + others - positives,
@@ -62,7 +65,7 @@ def floor(positives: Counts, denominator_mode: DenominatorMode = "all") -> Float
     References:
       Khosla et al., 2020, https://arxiv.org/abs/2004.11362, Eq. 2 and 3.
     """
-    _check_choice("denominator_mode", denominator_mode, DenominatorMode)
+    check_choice("denominator_mode", denominator_mode, DenominatorMode)
     lowest = {
         "all": jnp.log(jnp.maximum(positives, 1)),
         "one_positive": jnp.zeros(positives.shape),
@@ -92,10 +95,22 @@ def contrastive_accuracy(
     Raises:
       ValueError: as `supcon_loss`.
     """
-    pairs = compare(features, labels, contrast_mode=contrast_mode, axis_name=axis_name)
-    return (
-        _largest(pairs.similarities, pairs.positive) > _largest(pairs.similarities, pairs.negative)
-    ).mean(-1)
+    features = with_views(features)
+    batch, _, _ = features.shape
+    check_choice("contrast_mode", contrast_mode, ContrastMode)
+    check_labels(batch, labels)
+    anchors, contrast = arrange(
+        features,
+        labels,
+        contrast_mode=contrast_mode,
+        positives_cap=None,
+        axis_name=axis_name,
+        exchange="gather",
+    )
+    relation = relate(anchors.ids, contrast.ids, None, None, jnp.float32)
+    similarities = products(anchors.features, contrast.features, precision_of(None, features))
+    hits = _largest(similarities, relation.positive) > _largest(similarities, relation.negative)
+    return hits.reshape(batch, -1).mean(-1)
 
 
 def _largest(x: Array, where: Bool[Array, "..."]) -> Array:

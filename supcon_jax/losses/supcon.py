@@ -15,19 +15,47 @@ For an anchor i (one view of one sample), with similarities s_ia = z_i . z_a / t
     "only_negatives"  sum over N(i), which is the supervised form of DCL (arXiv:2110.06848)
 """
 
-import typing
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
-ContrastMode = Literal["all", "one"]
-DenominatorMode = Literal["all", "one_positive", "only_negatives"]
-Features = Float[Array, "batch views dim"] | Float[Array, "batch dim"]
-Labels = Int[Array, " batch"]
+from supcon_jax.losses import blockwise
+from supcon_jax.losses.arguments import (
+    check_cap,
+    check_choice,
+    check_labels,
+    check_queue,
+    mask_weights,
+    with_views,
+)
+from supcon_jax.losses.pairs import (
+    ContrastMode,
+    DenominatorMode,
+    Exchange,
+    Features,
+    Labels,
+    Queue,
+    Relation,
+    Rows,
+    Weights,
+    arrange,
+    gather,
+    precision_of,
+    products,
+    queue_rows,
+    relate,
+    vary_with,
+)
+
 Losses = Float[Array, " batch"]
+Mask = Num[Array, "batch global_batch"] | Bool[Array, "batch global_batch"]
+BlockSize = int | Literal["auto"] | None
+
+DENSE_BYTES = 256 * 2**20  # up to here block_size="auto" holds all similarities at once
+AUTO_BLOCK = 1024
 
 
 def supcon_loss(
@@ -37,7 +65,12 @@ def supcon_loss(
     temperature: float | Num[Array, ""] = 0.1,
     contrast_mode: ContrastMode = "all",
     denominator_mode: DenominatorMode = "all",
+    positives_cap: int | None = None,
+    mask: Mask | None = None,
+    queue: Queue | None = None,
     axis_name: str | None = None,
+    exchange: Exchange = "gather",
+    block_size: BlockSize = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Losses:
     """Supervised contrastive loss with the sum outside of the logarithm (Eq. 2).
@@ -57,7 +90,22 @@ def supcon_loss(
       temperature: positive number or scalar array; differentiable.
       contrast_mode: "all" views are anchors, or only the first ("one").
       denominator_mode: "all", "one_positive" or "only_negatives", see the top of this module.
+      positives_cap: at most so many positives beside the anchor's own other views, a multiple of
+        the views: those of the first samples of the class in the global batch. The others leave
+        the denominator too. None: all.
+      mask: `[batch, global_batch]` weights >= 0 in place of labels: w[b, c] is that of the views of
+        sample c as positives of sample b, w[b, b] that of b's own other views. Positives are those
+        of weight above 0, all others negatives. Rows are local, columns global; need not be
+        symmetric; has no gradient. Eq. 2 becomes -sum w (s - log D) / sum w.
+      queue: `(features [queue, dim], labels [queue], valid [queue])`, more rows of the contrast
+        set, the same on all devices; never anchors, without gradient. Without labels (or with a
+        mask) they are all negatives.
       axis_name: mapped axis that the batch is split over.
+      exchange: "gather" holds the features of all devices on each; "ring" passes them around, so
+        that each device holds one other part at a time (in blocks; without a mask).
+      block_size: None compares all pairs at once. A number does so in blocks of so many anchors and
+        rows, in memory linear in the batch, with the same value and gradient. "auto" takes blocks
+        of 1024 where the similarities of this device would need more than 256 MiB.
       precision: of the similarity products; by default the highest for float32 and float64, and
         bfloat16 or float16 products accumulated in float32 for such input.
 
@@ -66,20 +114,28 @@ def supcon_loss(
       over samples with `num_positives(...) > 0` where some have none.
 
     Raises:
-      ValueError: wrong ranks or sizes, unknown mode, non-positive temperature, or features that
-        are the same on all devices of `axis_name`.
+      ValueError: wrong ranks or sizes, unknown mode, non-positive temperature, a cap that is no
+        multiple of the views, a mask beside labels, a cap or the ring, a cap beside a queue, or
+        features that are the same on all devices of `axis_name`.
 
     References:
       Khosla et al., Supervised Contrastive Learning, 2020, https://arxiv.org/abs/2004.11362, Eq. 2.
     """
-    pairs = compare(
-        features, labels, contrast_mode=contrast_mode, axis_name=axis_name, precision=precision
+    return _losses(
+        features,
+        labels,
+        inside=False,
+        temperature=temperature,
+        contrast_mode=contrast_mode,
+        denominator_mode=denominator_mode,
+        positives_cap=positives_cap,
+        mask=mask,
+        queue=queue,
+        axis_name=axis_name,
+        exchange=exchange,
+        block_size=block_size,
+        precision=precision,
     )
-    logits = _scale(pairs.similarities, temperature)
-    log_ratios = logits - _log_denominators(logits, pairs, denominator_mode)
-    count = pairs.positive.sum(-1)
-    total = jnp.where(_usable(pairs, denominator_mode), log_ratios, 0.0).sum(-1)
-    return (-total / jnp.maximum(count, 1)).mean(-1)
 
 
 def supcon_in_loss(
@@ -89,7 +145,12 @@ def supcon_in_loss(
     temperature: float | Num[Array, ""] = 0.1,
     contrast_mode: ContrastMode = "all",
     denominator_mode: DenominatorMode = "all",
+    positives_cap: int | None = None,
+    mask: Mask | None = None,
+    queue: Queue | None = None,
     axis_name: str | None = None,
+    exchange: Exchange = "gather",
+    block_size: BlockSize = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Losses:
     """Supervised contrastive loss with the sum inside of the logarithm (Eq. 3).
@@ -103,14 +164,21 @@ def supcon_in_loss(
     References:
       Khosla et al., Supervised Contrastive Learning, 2020, https://arxiv.org/abs/2004.11362, Eq. 3.
     """
-    pairs = compare(
-        features, labels, contrast_mode=contrast_mode, axis_name=axis_name, precision=precision
+    return _losses(
+        features,
+        labels,
+        inside=True,
+        temperature=temperature,
+        contrast_mode=contrast_mode,
+        denominator_mode=denominator_mode,
+        positives_cap=positives_cap,
+        mask=mask,
+        queue=queue,
+        axis_name=axis_name,
+        exchange=exchange,
+        block_size=block_size,
+        precision=precision,
     )
-    logits = _scale(pairs.similarities, temperature)
-    log_ratios = logits - _log_denominators(logits, pairs, denominator_mode)
-    usable = _usable(pairs, denominator_mode)
-    log_mean = _logsumexp(log_ratios, usable) - jnp.log(jnp.maximum(pairs.positive.sum(-1), 1))
-    return jnp.where(usable.any(-1), -log_mean, 0.0).mean(-1)
 
 
 def num_positives(
@@ -134,8 +202,11 @@ def num_positives(
     Raises:
       ValueError: wrong ranks or sizes.
     """
-    views = _with_views(features).shape[1]
-    same = _same_class(features, labels, axis_name)
+    batch, views, _ = with_views(features).shape
+    check_labels(batch, labels)
+    if labels is None:
+        return jnp.full(batch, views - 1, jnp.int32)
+    same = labels[:, None] == gather(labels, axis_name)[None]
     return views * same.sum(-1, dtype=jnp.int32) - 1
 
 
@@ -154,79 +225,104 @@ def l2_normalize(x: Float[Array, "*axes dim"], epsilon: float = 1e-12) -> Float[
     return (wide * jax.lax.rsqrt(jnp.maximum(squared, epsilon))).astype(x.dtype)
 
 
-class Pairs(NamedTuple):
-    """Every anchor against every view of the global batch, the latter sample by sample."""
-
-    similarities: Float[Array, "batch anchors contrast"]  # z_i . z_a, without the temperature
-    positive: Bool[Array, "batch anchors contrast"]  # P(i)
-    negative: Bool[Array, "batch anchors contrast"]  # N(i)
-
-
-def compare(
+def _losses(
     features: Features,
     labels: Labels | None,
     *,
-    contrast_mode: ContrastMode = "all",
-    axis_name: str | None = None,
-    precision: jax.lax.PrecisionLike = None,
-) -> Pairs:
-    """Similarities of the anchors with the contrast set, and who is positive and negative to whom.
-
-    Args and errors: as in `supcon_loss`.
-    """
-    _check_choice("contrast_mode", contrast_mode, ContrastMode)
-    features = _with_views(features)
-    batch, views, _ = features.shape
-    anchors = features if contrast_mode == "all" else features[:, :1]
-    contrast = _gather(features, axis_name)
-
-    same_class = _same_class(features, labels, axis_name)
-    same_sample = _sample_ids(batch, axis_name)[:, None] == jnp.arange(len(contrast))[None]
-    same_view = jnp.arange(anchors.shape[1])[:, None] == jnp.arange(views)[None]
-    itself = same_sample[:, None, :, None] & same_view[None, :, None, :]
-    positive = same_class[:, None, :, None] & ~itself
-    negative = jnp.broadcast_to(~same_class[:, None, :, None], itself.shape)
-
-    flat = (batch, anchors.shape[1], -1)
-    similarities = _products(anchors, contrast, precision)
-    return Pairs(similarities.reshape(flat), positive.reshape(flat), negative.reshape(flat))
-
-
-def _products(
-    anchors: Float[Array, "batch anchors dim"],
-    contrast: Float[Array, "samples views dim"],
+    inside: bool,
+    temperature: float | Array,
+    contrast_mode: ContrastMode,
+    denominator_mode: DenominatorMode,
+    positives_cap: int | None,
+    mask: Array | None,
+    queue: Queue | None,
+    axis_name: str | None,
+    exchange: Exchange,
+    block_size: BlockSize,
     precision: jax.lax.PrecisionLike,
-) -> Float[Array, "batch anchors samples views"]:
-    wide = jnp.promote_types(anchors.dtype, jnp.float32)
-    if precision is None and anchors.dtype == wide:
-        precision = jax.lax.Precision.HIGHEST  # the default is TF32 on GPU, bfloat16 on TPU
-    return jnp.einsum(
-        "bvd,cud->bvcu", anchors, contrast, precision=precision, preferred_element_type=wide
+) -> Losses:
+    """Both losses: checks, who is compared with whom, and the dense form or the one in blocks."""
+    features = with_views(features)
+    batch, views, _ = features.shape
+    check_choice("contrast_mode", contrast_mode, ContrastMode)
+    check_choice("denominator_mode", denominator_mode, DenominatorMode)
+    check_choice("exchange", exchange, Exchange)
+    if exchange == "ring" and axis_name is None:
+        raise ValueError("exchange='ring' needs the axis_name of the devices that it goes around")
+    check_labels(batch, labels)
+    check_cap(positives_cap, views)
+    weights = mask_weights(mask, labels, batch, positives_cap, exchange, axis_name)
+    anchors, contrast = arrange(
+        features,
+        labels,
+        contrast_mode=contrast_mode,
+        positives_cap=positives_cap,
+        axis_name=axis_name,
+        exchange=exchange,
     )
+    extra = None
+    if queue is not None:
+        check_queue(queue, features, positives_cap)
+        extra = queue_rows(queue, labelled=labels is not None)
+    kept = None if positives_cap is None else positives_cap // views
+    plan = blockwise.Plan(
+        inside=inside,
+        denominator_mode=denominator_mode,
+        kept=kept,
+        block_size=_block_size(block_size, anchors, contrast, exchange),
+        precision=precision_of(precision, features),
+        ring=axis_name if exchange == "ring" else None,
+    )
+    scale = _scale(temperature, features)
+    if plan.block_size is None:
+        values = _dense(plan, anchors, _together(contrast, extra), scale, weights)
+    else:
+        compared = blockwise.Compared(anchors.ids, contrast.ids, weights, extra)
+        scale = vary_with(scale, features)
+        values = blockwise.anchor_losses(plan, anchors.features, contrast.features, scale, compared)
+    return values.reshape(batch, -1).mean(-1)
 
 
-def _scale(similarities: Array, temperature: float | Array) -> Array:
-    if not isinstance(temperature, jax.core.Tracer) and not np.asarray(temperature) > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    return similarities / jnp.asarray(temperature, similarities.dtype)
+def _dense(
+    plan: blockwise.Plan, anchors: Rows, contrast: Rows, scale: Array, weights: Weights | None
+) -> Float[Array, " anchors"]:
+    """The loss of each anchor, with all pairs held at once."""
+    relation = relate(anchors.ids, contrast.ids, plan.kept, weights, scale.dtype)
+    logits = scale * products(anchors.features, contrast.features, plan.precision)
+    log_ratios = logits - _log_denominators(logits, relation, plan.denominator_mode)
+    usable = _usable(relation, plan.denominator_mode)
+    count = relation.weight.sum(-1)
+    count = jnp.where(count > 0, count, 1)
+    if plan.inside:
+        log_weights = jnp.log(jnp.where(usable, relation.weight, 1))
+        log_mean = _logsumexp(log_ratios + log_weights, usable) - jnp.log(count)
+        return jnp.where(usable.any(-1), -log_mean, 0)
+    return -jnp.where(usable, relation.weight * log_ratios, 0).sum(-1) / count
 
 
-def _log_denominators(logits: Array, pairs: Pairs, denominator_mode: DenominatorMode) -> Array:
-    _check_choice("denominator_mode", denominator_mode, DenominatorMode)
+def _together(contrast: Rows, queue: Rows | None) -> Rows:
+    if queue is None:
+        return contrast
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), contrast, queue)
+
+
+def _log_denominators(
+    logits: Array, relation: Relation, denominator_mode: DenominatorMode
+) -> Array:
     if denominator_mode == "all":
-        return _logsumexp(logits, pairs.positive | pairs.negative)[..., None]
-    log_negatives = _logsumexp(logits, pairs.negative)[..., None]
+        return _logsumexp(logits, relation.positive | relation.negative)[..., None]
+    log_negatives = _logsumexp(logits, relation.negative)[..., None]
     if denominator_mode == "only_negatives":
         return log_negatives
-    has_negatives = pairs.negative.any(-1, keepdims=True)
+    has_negatives = relation.negative.any(-1, keepdims=True)
     return logits + jnp.where(has_negatives, jax.nn.softplus(log_negatives - logits), 0.0)
 
 
-def _usable(pairs: Pairs, denominator_mode: DenominatorMode) -> Array:
+def _usable(relation: Relation, denominator_mode: DenominatorMode) -> Array:
     """The positives of anchors that have something in their denominator."""
     if denominator_mode == "only_negatives":
-        return pairs.positive & pairs.negative.any(-1, keepdims=True)
-    return pairs.positive
+        return relation.positive & relation.negative.any(-1, keepdims=True)
+    return relation.positive
 
 
 def _logsumexp(x: Array, where: Array) -> Array:
@@ -242,58 +338,20 @@ def _logsumexp(x: Array, where: Array) -> Array:
     return jnp.where(some, jnp.log(jnp.where(some, total, 1.0)) + shift[..., 0], 0.0)
 
 
-def _same_class(features: Array, labels: Array | None, axis_name: str | None) -> Array:
-    """`[batch, global batch]`: which samples have the label of which; each has its own."""
-    batch = features.shape[0]
-    if labels is None:
-        ids = _sample_ids(batch, axis_name)
-        return ids[:, None] == jnp.arange(batch * _axis_size(axis_name))[None]
-    if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(
-            f"labels must be integers of shape ({batch},), got {labels.dtype} {labels.shape}"
-        )
-    return labels[:, None] == _gather(labels, axis_name)[None]
+def _scale(temperature: float | Array, features: Array) -> Float[Array, ""]:
+    if not isinstance(temperature, jax.core.Tracer) and not np.asarray(temperature) > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    return 1 / jnp.asarray(temperature, jnp.promote_types(features.dtype, jnp.float32))
 
 
-def _with_views(features: Array) -> Array:
-    features = jnp.asarray(features)
-    if features.ndim not in (2, 3) or 0 in features.shape:
-        raise ValueError(
-            f"features must be [batch, views, dim] or [batch, dim], got shape {features.shape}"
-        )
-    if not jnp.issubdtype(features.dtype, jnp.floating):
-        raise ValueError(f"features must be floating point, got {features.dtype}")
-    return features if features.ndim == 3 else features[:, None]
-
-
-def _gather(x: Array, axis_name: str | None) -> Array:
-    """The rows of all devices, in the order of the devices."""
-    if axis_name is None:
-        return x
-    if _varies(jax.lax.axis_index(axis_name), axis_name) and not _varies(x, axis_name):
-        raise ValueError(
-            f"the batch is the same on all devices of axis {axis_name!r}: pass each device its own "
-            "samples (shard_map: in_specs=P(axis)), or leave axis_name out"
-        )
-    return jax.lax.all_gather(x, axis_name, tiled=True)
-
-
-def _varies(x: Array, axis_name: str) -> bool:
-    """Whether `shard_map` tracks x as different from device to device (never under `pmap`)."""
-    return axis_name in jax.typeof(x).manual_axis_type.varying
-
-
-def _sample_ids(batch: int, axis_name: str | None) -> Array:
-    """`[batch]`: the places of the local samples in the global batch."""
-    offset = 0 if axis_name is None else batch * jax.lax.axis_index(axis_name)
-    return offset + jnp.arange(batch)
-
-
-def _axis_size(axis_name: str | None) -> int:
-    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
-
-
-def _check_choice(name: str, value: str, choices: object) -> None:
-    allowed = typing.get_args(choices)
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+def _block_size(
+    block_size: BlockSize, anchors: Rows, contrast: Rows, exchange: Exchange
+) -> int | None:
+    rows, columns = len(anchors.features), len(contrast.features)
+    if block_size == "auto":
+        block_size = AUTO_BLOCK if 4 * rows * columns > DENSE_BYTES else None
+    elif block_size is not None and (not isinstance(block_size, int) or block_size < 1):
+        raise ValueError(f"block_size must be a positive number, 'auto' or None, got {block_size}")
+    if block_size is None and exchange == "ring":
+        block_size = columns  # a part of the ring at once
+    return block_size if block_size is None else min(block_size, max(rows, columns))

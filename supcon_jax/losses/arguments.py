@@ -1,0 +1,76 @@
+"""What the losses may be given: one clear line for what they may not."""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from supcon_jax.losses.pairs import Queue, Weights, axis_size, first_sample
+
+
+def with_views(features: Array) -> Array:
+    features = jnp.asarray(features)
+    if features.ndim not in (2, 3) or 0 in features.shape:
+        raise ValueError(
+            f"features must be [batch, views, dim] or [batch, dim], got shape {features.shape}"
+        )
+    if not jnp.issubdtype(features.dtype, jnp.floating):
+        raise ValueError(f"features must be floating point, got {features.dtype}")
+    return features if features.ndim == 3 else features[:, None]
+
+
+def check_choice(name: str, value: str, choices: object) -> None:
+    allowed = typing.get_args(choices)
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_labels(batch: int, labels: Array | None) -> None:
+    if labels is not None and (
+        labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer)
+    ):
+        raise ValueError(
+            f"labels must be integers of shape ({batch},), got {labels.dtype} {labels.shape}"
+        )
+
+
+def check_cap(positives_cap: int | None, views: int) -> None:
+    if positives_cap is not None and (positives_cap < 0 or positives_cap % views):
+        raise ValueError(
+            f"positives_cap must be None or a multiple of the {views} views, got {positives_cap}"
+        )
+
+
+def check_queue(queue: Queue, features: Array, positives_cap: int | None) -> None:
+    if positives_cap is not None:
+        raise ValueError("positives_cap chooses among the samples of the batch: give no queue")
+    rows, labels, valid = (jnp.shape(part) for part in queue)
+    if len(rows) != 2 or rows[1] != features.shape[-1] or not labels == valid == rows[:1]:
+        raise ValueError(
+            f"queue must be features [queue, {features.shape[-1]}], labels [queue] and valid "
+            f"[queue], got {rows}, {labels} and {valid}"
+        )
+
+
+def mask_weights(
+    mask: Array | None,
+    labels: Array | None,
+    batch: int,
+    positives_cap: int | None,
+    exchange: str,
+    axis_name: str | None,
+) -> Weights | None:
+    if mask is None:
+        return None
+    for name, given in (("labels", labels), ("positives_cap", positives_cap)):
+        if given is not None:
+            raise ValueError(f"mask replaces labels and their positives: give no {name} beside it")
+    if exchange == "ring":
+        raise ValueError("mask needs exchange='gather': the ring knows positives by labels only")
+    devices = axis_size(axis_name)
+    if mask.shape != (batch, batch * devices):
+        raise ValueError(
+            f"mask must be [batch, global batch] = ({batch}, {batch * devices}), got {mask.shape}"
+        )
+    return Weights(jax.lax.stop_gradient(jnp.asarray(mask)), first_sample(batch, axis_name))

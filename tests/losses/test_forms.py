@@ -1,0 +1,255 @@
+"""Caps, masks and queues, and every form of the computation, against the paper's equations."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.sharding import PartitionSpec as P
+
+from supcon_jax.losses import supcon_in_loss, supcon_loss
+
+LOSSES = {"out": supcon_loss, "in": supcon_in_loss}
+LOOPS = {"out": reference.supcon, "in": reference.supcon_in}
+MODES = tuple(itertools.product(LOSSES, ("all", "one"), ("all", "one_positive", "only_negatives")))
+FEW = MODES[::5]  # each value of each option, at a quarter of the time to compile
+FORMS = {
+    "dense": {},
+    "blocks": dict(block_size=3),  # the last block is not full
+    "one block": dict(block_size=99),
+    "ring": dict(exchange="ring"),
+    "ring of blocks": dict(exchange="ring", block_size=3),
+}
+ALONE = ("dense", "blocks", "one block")
+OPTIONS = ("labels", "none", "cap 0", "cap 2", "queue", "queue, no labels", "mask", "mask, queue")
+BATCH, VIEWS, DIM = 8, 2, 5
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture
+def problem(x64):
+    """Features, the arguments of every option, and weights of the losses."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(BATCH, VIEWS, DIM))
+    features /= np.linalg.norm(features, axis=-1, keepdims=True)
+    labels = np.array([0, 1, 0, 0, 2, 1, 0, 1])
+    queue = rng.normal(size=(5, DIM)), np.array([0, 1, 3, 0, 2]), np.array([1, 1, 1, 0, 1], bool)
+    mask = rng.random((BATCH, BATCH)) * (rng.random((BATCH, BATCH)) < 0.5)
+    mask[3] = 0  # an anchor without positives
+    arguments = {
+        "labels": dict(labels=labels),
+        "none": {},
+        "cap 0": dict(labels=labels, positives_cap=0),
+        "cap 2": dict(labels=labels, positives_cap=2),
+        "queue": dict(labels=labels, queue=queue),
+        "queue, no labels": dict(queue=queue),
+        "mask": dict(mask=mask),
+        "mask, queue": dict(mask=mask, queue=queue),
+    }
+    return features, arguments, rng.normal(size=BATCH)
+
+
+def every_mode(modes, features, temperature, arrays, **options):
+    return jnp.stack(
+        [
+            LOSSES[loss](
+                features,
+                temperature=temperature,
+                contrast_mode=contrast,
+                denominator_mode=denominator,
+                **arrays,
+                **options,
+            )
+            for loss, contrast, denominator in modes
+        ]
+    )
+
+
+def losses_and_gradients(losses_of, features, weights):
+    """`[modes, batch]`, and the gradients of the sum of all modes by features and temperature."""
+
+    def total(features, temperature):
+        losses = losses_of(features, temperature)
+        return (losses @ weights).sum(), losses
+
+    gradients, losses = jax.grad(total, (0, 1), has_aux=True)(features, jnp.asarray(0.2))
+    return losses, *gradients
+
+
+def assert_equals_the_loops(actual, modes, features, given, weights):
+    """The derivative by the temperature is that along the features, which scale all products."""
+    results = [
+        LOOPS[loss](
+            features,
+            given.get("labels"),
+            temperature=0.2,
+            contrast_mode=contrast,
+            denominator_mode=denominator,
+            weights=weights,
+            **{name: value for name, value in given.items() if name != "labels"},
+        )
+        for loss, contrast, denominator in modes
+    ]
+    np.testing.assert_allclose(actual[0], np.stack([r[0] for r in results]), rtol=0, atol=1e-12)
+    by_features = sum(r[1] for r in results)
+    largest = np.abs(by_features).max()
+    np.testing.assert_allclose(actual[1], by_features, rtol=0, atol=1e-11 * largest)
+
+
+def split(given):
+    """What is an array, and what is a number."""
+    arrays = {name: value for name, value in given.items() if name != "positives_cap"}
+    return arrays, {name: value for name, value in given.items() if name not in arrays}
+
+
+@pytest.mark.parametrize("form", ALONE)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_alone(option, form, problem):
+    features, arguments, weights = problem
+    modes = MODES if option == "labels" else FEW
+    arrays, numbers = split(arguments[option])
+
+    def step(features, arrays, weights):
+        of_form = functools.partial(every_mode, modes, arrays=arrays, **numbers, **FORMS[form])
+        return losses_and_gradients(of_form, features, weights)
+
+    actual = quick_jit(step)(features, arrays, weights)
+    assert_equals_the_loops(actual, modes, features, arguments[option], weights)
+
+
+def test_temperature_has_the_same_gradient_in_every_form(problem):
+    features, arguments, weights = problem
+
+    @quick_jit
+    def by_temperature(arrays):
+        forms = [
+            functools.partial(every_mode, MODES, arrays=arrays, **FORMS[form])
+            for form in ("dense", "blocks")
+        ]
+        return [losses_and_gradients(form, features, weights)[2] for form in forms]
+
+    dense, blocks = by_temperature(arguments["queue"])
+    np.testing.assert_allclose(blocks, dense, rtol=1e-12)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize(
+    ("option", "form"),
+    [
+        *itertools.product(("labels", "cap 2", "queue"), FORMS),
+        ("none", "ring of blocks"),
+        ("mask, queue", "dense"),
+        ("mask", "blocks"),
+    ],
+)
+def test_sharded(mesh_of, option, form, check_vma, problem):
+    features, arguments, weights = problem
+    devices = 4 if check_vma else 2
+    arrays, numbers = split(arguments[option])
+    specs = {name: P() if name == "queue" else P("data") for name in arrays}
+
+    def local(features, temperature, arrays):
+        shared = dict(axis_name="data", **numbers, **FORMS[form])
+        return every_mode(FEW, features, temperature, arrays, **shared)
+
+    def step(features, arrays, weights):
+        mapped = jax.shard_map(
+            local,
+            mesh=mesh_of(devices),
+            in_specs=(P("data"), P(), specs),
+            out_specs=P(None, "data"),
+            check_vma=check_vma,
+        )
+        return losses_and_gradients(lambda x, t: mapped(x, t, arrays), features, weights)
+
+    actual = quick_jit(step)(features, arrays, weights)
+    assert_equals_the_loops(actual, FEW, features, arguments[option], weights)
+
+
+@pytest.mark.parametrize("form", ["blocks", "ring"])
+def test_pmap(form, problem):
+    features, arguments, weights = problem
+    labels = arguments["labels"]["labels"]
+
+    def local(features, labels, weights):
+        losses = every_mode(
+            FEW, features, 0.2, dict(labels=labels), axis_name="data", **FORMS[form]
+        )
+        return (losses @ weights).sum(), losses
+
+    each = jax.pmap(jax.grad(local, has_aux=True), "data", devices=jax.devices()[:4])
+    gradient, losses = each(*(x.reshape(4, 2, *x.shape[1:]) for x in (features, labels, weights)))
+    losses = losses.transpose(1, 0, 2).reshape(len(FEW), BATCH)
+    actual = losses, gradient.reshape(features.shape)
+    assert_equals_the_loops(actual, FEW, features, arguments["labels"], weights)
+
+
+# What the forms are for.
+
+
+def temporary_bytes(rows, **options):
+    """Of loss and gradient by `rows` features of 128 numbers, beside inputs and results."""
+
+    def loss(x, y):
+        return supcon_loss(x, y, **options).mean()
+
+    shapes = jax.ShapeDtypeStruct((rows, 128), np.float32), jax.ShapeDtypeStruct((rows,), np.int32)
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(*shapes).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_blocks_take_memory_linear_in_the_batch():
+    small, large = (temporary_bytes(rows, block_size=256) for rows in (4096, 16384))
+    assert large < 4.5 * small
+    assert large < 16384**2 * 4 / 10  # a tenth of one matrix of similarities
+
+
+def test_auto_is_dense_until_the_similarities_are_large():
+    assert temporary_bytes(4096, block_size="auto") > 4096**2 * 4
+    assert temporary_bytes(16384, block_size="auto") < 16384**2 * 4 / 4
+
+
+def test_ring_never_gathers_features(mesh_of):
+    step = jax.shard_map(
+        lambda x, y: supcon_loss(x, y, axis_name="data", exchange="ring"),
+        mesh=mesh_of(4),
+        in_specs=(P("data"), P("data")),
+        out_specs=P("data"),
+    )
+    gradient = jax.jit(jax.grad(lambda x, y: step(x, y).sum()))
+    text = gradient.lower(np.ones((64, 2, 8), np.float32), np.zeros(64, np.int32)).as_text()
+    assert "collective_permute" in text
+    assert not [line for line in text.splitlines() if "all_gather" in line and "xf32" in line]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(positives_cap=3), "positives_cap must be None or a multiple of the 2 views, got 3"),
+        (dict(positives_cap=-2), "positives_cap must be None or a multiple of the 2 views, got -2"),
+        (dict(mask=np.ones((4, 4)), labels=np.zeros(4, int)), "give no labels beside it"),
+        (dict(mask=np.ones((4, 4)), positives_cap=2), "give no positives_cap beside it"),
+        (
+            dict(mask=np.ones((4, 4)), exchange="ring", axis_name="data"),
+            "mask needs exchange='gather'",
+        ),
+        (dict(mask=np.ones((4, 3))), r"mask must be .* \(4, 4\), got \(4, 3\)"),
+        (dict(exchange="tree"), "exchange must be one of 'gather', 'ring', got 'tree'"),
+        (dict(block_size=0), "block_size must be a positive number, 'auto' or None, got 0"),
+        (dict(exchange="ring"), "exchange='ring' needs the axis_name of the devices"),
+        (
+            dict(queue=(np.ones((5, 2)), np.zeros(5, int), np.ones(5, bool))),
+            r"queue must be features \[queue, 3\], .* got \(5, 2\), \(5,\) and \(5,\)",
+        ),
+        (
+            dict(queue=(np.ones((5, 3)), np.zeros(5, int), np.ones(5, bool)), positives_cap=2),
+            "give no queue",
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused(options, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        supcon_loss(np.ones((4, 2, 3), np.float32), **options)
