@@ -1,12 +1,18 @@
 """What the losses may be given: one clear line for what they may not."""
 
 import typing
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from supcon_jax.losses.pairs import Queue, Weights, axis_size, first_sample
+from supcon_jax.losses.pairs import Queue, Rows, Weights, axis_size, first_sample
+
+BlockSize = int | Literal["auto"] | None
+
+DENSE_BYTES = 256 * 2**20  # up to here block_size="auto" holds all similarities at once
+AUTO_BLOCK = 1024
 
 
 def with_views(features: Array) -> Array:
@@ -74,3 +80,16 @@ def mask_weights(
             f"mask must be [batch, global batch] = ({batch}, {batch * devices}), got {mask.shape}"
         )
     return Weights(jax.lax.stop_gradient(jnp.asarray(mask)), first_sample(batch, axis_name))
+
+
+def choose_block_size(
+    block_size: BlockSize, anchors: Rows, contrast: Rows, exchange: str
+) -> int | None:
+    rows, columns = len(anchors.features), len(contrast.features)
+    if block_size == "auto":
+        block_size = AUTO_BLOCK if 4 * rows * columns > DENSE_BYTES else None
+    elif block_size is not None and (not isinstance(block_size, int) or block_size < 1):
+        raise ValueError(f"block_size must be a positive number, 'auto' or None, got {block_size}")
+    if block_size is None and exchange == "ring":
+        block_size = columns  # a part of the ring at once
+    return block_size if block_size is None else min(block_size, max(rows, columns))

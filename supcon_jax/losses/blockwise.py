@@ -118,7 +118,7 @@ def _counts(plan: Plan, sums: Sums) -> Array:
 
 def _statistics(plan: Plan, anchors: Array, contrast: Array, scale: Array, ids: Compared) -> Sums:
     """One pass over all pairs; two where the positives do not share their denominator."""
-    mine = _blocks(plan, (anchors, ids.anchors))
+    mine = blocks(plan, (anchors, ids.anchors))
     zeros = jnp.zeros_like(mine[0][..., 0], scale.dtype)
     nothing = LogSum(jnp.full_like(zeros, -jnp.inf), zeros)
     sums = Sums(nothing, zeros, zeros, nothing, zeros)
@@ -129,7 +129,7 @@ def _statistics(plan: Plan, anchors: Array, contrast: Array, scale: Array, ids: 
 
             def with_contrast(sums: Sums, theirs: Any) -> tuple[Sums, None]:
                 c, c_ids = theirs
-                s = _product(plan, scale, "id,jd->ij", a, c)
+                s = product(plan, scale, "id,jd->ij", a, c)
                 return add(
                     plan, sums, s, relate(a_ids, c_ids, plan.kept, ids.weights, scale.dtype)
                 ), None
@@ -137,7 +137,7 @@ def _statistics(plan: Plan, anchors: Array, contrast: Array, scale: Array, ids: 
             return jax.lax.scan(with_contrast, start, chunk)[0]
 
         def over_chunk(sums: Sums, travels: None, chunk: Rows) -> tuple[Sums, None]:
-            return jax.lax.map(partial(of_anchors, _blocks(plan, chunk)), (mine, sums)), None
+            return jax.lax.map(partial(of_anchors, blocks(plan, chunk)), (mine, sums)), None
 
         return _around(
             plan, over_chunk, sums, lambda chunk: None, Rows(contrast, ids.contrast), ids.queue
@@ -225,26 +225,26 @@ def _pull_back(
     gradient: Array,
 ) -> tuple[Array, Array]:
     """Gradients by the anchors and by the contrast set, from a second pass over all pairs."""
-    mine = _blocks(plan, (anchors, ids.anchors, sums, gradient))
-    product = partial(_product, plan, scale)
+    mine = blocks(plan, (anchors, ids.anchors, sums, gradient))
+    multiply = partial(product, plan, scale)
 
     def with_contrast(by_anchors: Array, theirs: Any) -> tuple[Array, Array]:
         c, c_ids = theirs
 
         def of_anchors(block: Any) -> tuple[Array, Array]:
             a, a_ids, of_block, g = block
-            s = product("id,jd->ij", a, c)
+            s = multiply("id,jd->ij", a, c)
             slopes = _slopes(
                 plan, of_block, g, s, relate(a_ids, c_ids, plan.kept, ids.weights, scale.dtype)
             )
             slopes = slopes.astype(a.dtype)
-            return product("ij,jd->id", slopes, c), product("ij,id->jd", slopes, a)
+            return multiply("ij,jd->id", slopes, c), multiply("ij,id->jd", slopes, a)
 
         to_anchors, to_contrast = jax.lax.map(of_anchors, mine)
         return by_anchors + to_anchors, to_contrast.sum(0)
 
     def over_chunk(by_anchors: Array, by_chunk: Array, chunk: Rows) -> tuple[Array, Array]:
-        by_anchors, to_chunk = jax.lax.scan(with_contrast, by_anchors, _blocks(plan, chunk))
+        by_anchors, to_chunk = jax.lax.scan(with_contrast, by_anchors, blocks(plan, chunk))
         return by_anchors, by_chunk + to_chunk.reshape(-1, to_chunk.shape[-1])[: len(by_chunk)]
 
     def zeros(x: Array) -> Array:
@@ -297,12 +297,12 @@ def _around(
     return stays, travels
 
 
-def _product(plan: Plan, scale: Array, spec: str, x: Array, y: Array) -> Array:
+def product(plan: Plan, scale: Array, spec: str, x: Array, y: Array) -> Array:
     products = jnp.einsum(spec, x, y, precision=plan.precision, preferred_element_type=scale.dtype)
     return scale * products
 
 
-def _blocks(plan: Plan, tree: Any) -> Any:
+def blocks(plan: Plan, tree: Any) -> Any:
     """`[rows, ...]` -> `[blocks, block_size, ...]`, filled up by zeros: rows that are not valid."""
     size = plan.block_size
     assert size is not None  # the dense form has no blocks

@@ -15,19 +15,21 @@ For an anchor i (one view of one sample), with similarities s_ia = z_i . z_a / t
     "only_negatives"  sum over N(i), which is the supervised form of DCL (arXiv:2110.06848)
 """
 
-from typing import Literal
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
-from supcon_jax.losses import blockwise
+from supcon_jax.losses import blockwise, symmetric
 from supcon_jax.losses.arguments import (
+    BlockSize,
     check_cap,
     check_choice,
     check_labels,
     check_queue,
+    choose_block_size,
     mask_weights,
     with_views,
 )
@@ -52,10 +54,6 @@ from supcon_jax.losses.pairs import (
 
 Losses = Float[Array, " batch"]
 Mask = Num[Array, "batch global_batch"] | Bool[Array, "batch global_batch"]
-BlockSize = int | Literal["auto"] | None
-
-DENSE_BYTES = 256 * 2**20  # up to here block_size="auto" holds all similarities at once
-AUTO_BLOCK = 1024
 
 
 def supcon_loss(
@@ -269,7 +267,7 @@ def _losses(
         inside=inside,
         denominator_mode=denominator_mode,
         kept=kept,
-        block_size=_block_size(block_size, anchors, contrast, exchange),
+        block_size=choose_block_size(block_size, anchors, contrast, exchange),
         precision=precision_of(precision, features),
         ring=axis_name if exchange == "ring" else None,
     )
@@ -279,7 +277,18 @@ def _losses(
     else:
         compared = blockwise.Compared(anchors.ids, contrast.ids, weights, extra)
         scale = vary_with(scale, features)
-        values = blockwise.anchor_losses(plan, anchors.features, contrast.features, scale, compared)
+        in_blocks = partial(
+            blockwise.anchor_losses, plan, anchors.features, contrast.features, scale, compared
+        )
+        alone = axis_name is None and contrast_mode == "all" and weights is None and extra is None
+        if alone and kept is None and denominator_mode == "all" and not inside:
+            values = jax.lax.cond(
+                symmetric.is_bounded(anchors.features, scale),
+                lambda: symmetric.symmetric_losses(plan, anchors, scale),
+                in_blocks,
+            )
+        else:
+            values = in_blocks()
     return values.reshape(batch, -1).mean(-1)
 
 
@@ -342,16 +351,3 @@ def _scale(temperature: float | Array, features: Array) -> Float[Array, ""]:
     if not isinstance(temperature, jax.core.Tracer) and not np.asarray(temperature) > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     return 1 / jnp.asarray(temperature, jnp.promote_types(features.dtype, jnp.float32))
-
-
-def _block_size(
-    block_size: BlockSize, anchors: Rows, contrast: Rows, exchange: Exchange
-) -> int | None:
-    rows, columns = len(anchors.features), len(contrast.features)
-    if block_size == "auto":
-        block_size = AUTO_BLOCK if 4 * rows * columns > DENSE_BYTES else None
-    elif block_size is not None and (not isinstance(block_size, int) or block_size < 1):
-        raise ValueError(f"block_size must be a positive number, 'auto' or None, got {block_size}")
-    if block_size is None and exchange == "ring":
-        block_size = columns  # a part of the ring at once
-    return block_size if block_size is None else min(block_size, max(rows, columns))

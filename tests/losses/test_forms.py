@@ -120,7 +120,8 @@ def test_alone(option, form, problem):
     assert_equals_the_loops(actual, modes, features, arguments[option], weights)
 
 
-def test_temperature_has_the_same_gradient_in_every_form(problem):
+@pytest.mark.parametrize("option", ["labels", "queue"])
+def test_temperature_has_the_same_gradient_in_every_form(option, problem):
     features, arguments, weights = problem
 
     @quick_jit
@@ -131,8 +132,45 @@ def test_temperature_has_the_same_gradient_in_every_form(problem):
         ]
         return [losses_and_gradients(form, features, weights)[2] for form in forms]
 
-    dense, blocks = by_temperature(arguments["queue"])
+    dense, blocks = by_temperature(arguments[option])
     np.testing.assert_allclose(blocks, dense, rtol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.05])
+def test_similarities_too_far_apart_for_one_shift(temperature, problem):
+    """Of the largest length 10, so that they spread over 10,000 and more."""
+    features, arguments, weights = problem
+    features[2] *= 10
+    labels = arguments["labels"]["labels"]
+
+    def total(features, form):
+        return supcon_loss(features, labels, temperature=temperature, **FORMS[form]) @ weights
+
+    labels = jnp.asarray(labels)
+    dense, blocks = (
+        quick_jit(jax.grad(functools.partial(total, form=form)))(jnp.asarray(features))
+        for form in ("dense", "blocks")
+    )
+    np.testing.assert_allclose(blocks, dense, rtol=0, atol=1e-11 * np.abs(dense).max())
+
+
+def test_bfloat16_in_blocks():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(32, 2, 16))
+    features = jnp.asarray(features / np.linalg.norm(features, axis=-1, keepdims=True), "bfloat16")
+    labels = jnp.arange(32) % 5
+
+    def total(features, form):
+        return supcon_loss(features, labels, **FORMS[form]).mean()
+
+    dense, blocks = (jax.value_and_grad(total)(features, form) for form in ("dense", "blocks"))
+    assert blocks[0].dtype == jnp.float32
+    assert blocks[1].dtype == jnp.bfloat16
+    np.testing.assert_allclose(blocks[0], dense[0], rtol=1e-5)
+    expected = np.asarray(dense[1], np.float32)
+    np.testing.assert_allclose(
+        np.asarray(blocks[1], np.float32), expected, rtol=0, atol=0.01 * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize(
