@@ -113,7 +113,7 @@ def _losses(plan: Plan, sums: Sums) -> Float[Array, " anchors"]:
 
 def _counts(plan: Plan, sums: Sums) -> Array:
     """Which anchors have a positive, and something in its denominator."""
-    return (sums.weight > 0) & ((sums.denominator.total > 0) | ~plan.log_d_is_shared)
+    return (sums.weight > 0) & ((sums.denominator.total > 0) | (not plan.log_d_is_shared))
 
 
 def _statistics(plan: Plan, anchors: Array, contrast: Array, scale: Array, ids: Compared) -> Sums:
