@@ -154,6 +154,22 @@ def test_similarities_too_far_apart_for_one_shift(temperature, problem):
     np.testing.assert_allclose(blocks, dense, rtol=0, atol=1e-11 * np.abs(dense).max())
 
 
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("classes", [1, BATCH])
+def test_no_negatives_or_no_other_positives_in_blocks(classes, views, problem):
+    """Anchors without a positive, and positives with nothing in their denominator, count 0."""
+    features, _, weights = problem
+    given = dict(labels=np.arange(BATCH) % classes)
+
+    def step(features, arrays, weights):
+        of_form = functools.partial(every_mode, MODES, arrays=arrays, **FORMS["blocks"])
+        return losses_and_gradients(of_form, features, weights)
+
+    actual = quick_jit(step)(features[:, :views], given, weights)
+    assert np.isfinite(actual[2])
+    assert_equals_the_loops(actual, MODES, features[:, :views], given, weights)
+
+
 def test_bfloat16_in_blocks():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(32, 2, 16))
