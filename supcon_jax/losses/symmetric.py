@@ -47,16 +47,21 @@ def _log_sum_exp_of_others(plan: Plan, z: Array, scale: Array) -> Float[Array, "
 
 def _forward(plan: Plan, z: Array, scale: Array) -> tuple[Array, Any]:
     in_blocks, shift = blocks(plan, z), _bound(z, scale)
+    exponentials = partial(_exponentials, plan, scale, shift)
     used = blocks(plan, jnp.ones_like(z[:, 0], scale.dtype))
 
-    def add(totals: Array, place: Array) -> tuple[Array, None]:
-        i, j = place
-        exponentials = _exponentials(plan, in_blocks, i, j, scale, shift)
-        totals = totals.at[i].add(exponentials @ used[j])
-        below = jnp.where(i == j, 0, used[i] @ exponentials)
-        return totals.at[j].add(below), None
+    def on_diagonal(block: tuple[Array, Array]) -> Array:
+        mine, is_used = block
+        return _without_itself(exponentials(mine, mine)) @ is_used
 
-    totals, _ = jax.lax.scan(add, jnp.zeros_like(used), _upper_half(len(in_blocks)))
+    def add_above(totals: Array, place: Array) -> tuple[Array, None]:
+        i, j = place
+        pairs = exponentials(in_blocks[i], in_blocks[j])
+        totals = totals.at[i].add(pairs @ used[j])
+        return totals.at[j].add(used[i] @ pairs), None
+
+    totals = jax.lax.map(on_diagonal, (in_blocks, used))
+    totals, _ = jax.lax.scan(add_above, totals, _above_diagonal(len(in_blocks)))
     totals = totals.reshape(-1)[: len(z)]
     some = totals > 0  # a single row has no others
     log_sums = jnp.where(some, jnp.log(jnp.where(some, totals, 1)) + shift, 0)
@@ -66,20 +71,28 @@ def _forward(plan: Plan, z: Array, scale: Array) -> tuple[Array, Any]:
 def _backward(plan: Plan, saved: Any, gradient: Array) -> tuple[Array, Array]:
     z, scale, log_sums, shift = saved
     in_blocks = blocks(plan, z)
+    transposed = in_blocks.mT  # a product with the transpose of a block of pairs is slower
     factors = blocks(plan, gradient * jnp.exp(shift - log_sums))
+    multiply = partial(product, plan, scale)
 
-    def add(by_z: Array, place: Array) -> tuple[Array, None]:
+    def slopes_of(pairs: Array, mine: Array, theirs: Array) -> Array:
+        return (pairs * (mine[:, None] + theirs[None])).astype(z.dtype)
+
+    def on_diagonal(block: tuple[Array, Array]) -> Array:
+        mine, factor = block
+        pairs = _without_itself(_exponentials(plan, scale, shift, mine, mine))
+        return multiply("di,ij->dj", mine.T, slopes_of(pairs, factor, factor))
+
+    def add_above(by_z: Array, place: Array) -> tuple[Array, None]:
         i, j = place
-        exponentials = _exponentials(plan, in_blocks, i, j, scale, shift)
-        slopes = exponentials * (factors[i][:, None] + factors[j][None])
-        slopes = slopes.astype(z.dtype)
-        by_z = by_z.at[i].add(product(plan, scale, "ij,jd->id", slopes, in_blocks[j]))
-        below = jnp.where(i == j, 0, product(plan, scale, "ij,id->jd", slopes, in_blocks[i]))
-        return by_z.at[j].add(below), None
+        pairs = _exponentials(plan, scale, shift, in_blocks[i], in_blocks[j])
+        slopes = slopes_of(pairs, factors[i], factors[j])
+        by_z = by_z.at[i].add(multiply("dj,ij->di", transposed[j], slopes))
+        return by_z.at[j].add(multiply("di,ij->dj", transposed[i], slopes)), None
 
-    start = jnp.zeros_like(in_blocks, scale.dtype)
-    by_z, _ = jax.lax.scan(add, start, _upper_half(len(in_blocks)))
-    by_z = by_z.reshape(-1, z.shape[-1])[: len(z)]
+    by_z = jax.lax.map(on_diagonal, (in_blocks, factors))
+    by_z, _ = jax.lax.scan(add_above, by_z, _above_diagonal(len(in_blocks)))
+    by_z = by_z.mT.reshape(-1, z.shape[-1])[: len(z)]
     # z_i . dloss/dz_i counts s_ij once as that of i and once as that of j.
     return by_z.astype(z.dtype), jnp.sum(z * by_z) / (2 * scale)
 
@@ -88,12 +101,13 @@ _log_sum_exp_of_others.defvjp(_forward, _backward)
 
 
 def _exponentials(
-    plan: Plan, z: Array, i: Array, j: Array, scale: Array, shift: Array
+    plan: Plan, scale: Array, shift: Array, mine: Array, theirs: Array
 ) -> Float[Array, "block block"]:
-    """exp(s - shift) of block i against block j, 0 for each row against itself."""
-    exponentials = jnp.exp(product(plan, scale, "id,jd->ij", z[i], z[j]) - shift)
-    itself = jnp.eye(z.shape[1], dtype=bool) & (i == j)
-    return jnp.where(itself, 0, exponentials)
+    return jnp.exp(product(plan, scale, "id,jd->ij", mine, theirs) - shift)
+
+
+def _without_itself(pairs: Float[Array, "block block"]) -> Float[Array, "block block"]:
+    return jnp.where(jnp.eye(len(pairs), dtype=bool), 0, pairs)
 
 
 def _bound(z: Array, scale: Array) -> Array:
@@ -102,6 +116,6 @@ def _bound(z: Array, scale: Array) -> Array:
     return jax.lax.stop_gradient(scale) * jnp.max(jnp.sum(wide * wide, -1))
 
 
-def _upper_half(count: int) -> Int[Array, "pairs 2"]:
-    """Rows and columns of the blocks on and above the diagonal."""
-    return jnp.asarray(np.stack(np.triu_indices(count), 1), jnp.int32)
+def _above_diagonal(count: int) -> Int[Array, "pairs 2"]:
+    """Rows and columns of the blocks."""
+    return jnp.asarray(np.stack(np.triu_indices(count, 1), 1), jnp.int32)
