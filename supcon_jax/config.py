@@ -34,6 +34,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "objective.loss": ("supcon", "supcon_in"),
     "objective.contrast_mode": ("all", "one"),
     "objective.denominator_mode": ("all", "one_positive", "only_negatives"),
+    "objective.exchange": ("gather", "ring"),
     "start_from": ("scratch", "previous"),
 }
 
@@ -122,6 +123,9 @@ def _contrastive_stage(*, use_labels: bool, temperature: float) -> dict[str, Any
             temperature=temperature,
             contrast_mode="all",  # views that are anchors: all, or one
             denominator_mode="all",  # all, one_positive (SINCERE) or only_negatives (DCL)
+            positives_cap=-1,  # most positives from other samples, a multiple of views; -1: all
+            exchange="gather",  # of the features: gather, or ring, which never holds all of them
+            block_size=0,  # pairs at once are so many squared; 0: 1024 where all need over 256 MiB
         ),
         head=dict(
             name="projection",
@@ -252,6 +256,11 @@ def validate(config: ConfigDict) -> None:
         if stage.objective.name == "contrastive":
             temperature = stage.objective.temperature
             _require(temperature > 0, f"{name}.objective.temperature", "positive", temperature)
+            cap, expected = stage.objective.positives_cap, "-1 or a multiple of the views"
+            multiple = cap == -1 or (cap >= 0 and cap % stage.views == 0)
+            _require(multiple, f"{name}.objective.positives_cap", expected, cap)
+            size = stage.objective.block_size
+            _require(size >= 0, f"{name}.objective.block_size", "0 or more", size)
 
 
 def _require(condition: bool, field: str, expected: str, value: Any) -> None:

@@ -5,6 +5,7 @@ averages the losses by their weights over all devices, and each metric by its ow
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -13,7 +14,8 @@ import optax
 from jaxtyping import Array, Float
 
 from supcon_jax import losses
-from supcon_jax.losses.pairs import ContrastMode, DenominatorMode
+from supcon_jax.losses.arguments import BlockSize
+from supcon_jax.losses.pairs import ContrastMode, DenominatorMode, Exchange
 
 PerExample = Float[Array, " b"]
 Metrics = dict[str, tuple[PerExample, PerExample]]  # name -> values and their weights
@@ -32,6 +34,9 @@ def contrastive(
     temperature: float = 0.1,
     contrast_mode: ContrastMode = "all",
     denominator_mode: DenominatorMode = "all",
+    positives_cap: int = -1,
+    exchange: Exchange = "gather",
+    block_size: int = 0,
     axis_name: str | None = None,
 ) -> tuple[PerExample, PerExample, Metrics]:
     """A contrastive loss of normalised projections, supervised or (without labels) not.
@@ -45,40 +50,47 @@ def contrastive(
       temperature: see `losses.supcon_loss`.
       contrast_mode: see there.
       denominator_mode: see there.
+      positives_cap: see there; -1: all.
+      exchange: see there.
+      block_size: see there; 0: "auto".
       axis_name: mapped axis that the batch is split over.
 
     Returns:
       Losses `[b]`; weights `[b]`, 0 where there is no positive; and the metrics that make the loss
       readable: `collapsed` (its value for a collapsed encoder), `floor`, `excess` over the floor,
-      `contrastive_accuracy` and, with labels, `lonely` (share of samples without a positive from
-      another sample).
+      `contrastive_accuracy` (but for a ring, which has no global features) and, with labels,
+      `lonely` (share of samples without a positive from another sample).
     """
     labels = batch["label"] if use_labels else None
+    cap = None if positives_cap < 0 else positives_cap
+    blocks: BlockSize = block_size or "auto"
     values = LOSSES[loss](
         outputs,
         labels,
         temperature=temperature,
         contrast_mode=contrast_mode,
         denominator_mode=denominator_mode,
+        positives_cap=cap,
+        exchange=exchange,
+        block_size=blocks,
         axis_name=axis_name,
     )
-    views = outputs.shape[1]
-    positives = losses.num_positives(outputs, labels, axis_name=axis_name)
+    count = partial(losses.num_positives, outputs, labels, axis_name=axis_name)
+    positives, same = count(positives_cap=cap), count()
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    others = devices * outputs.shape[0] * views - 1
+    others = devices * outputs.shape[0] * outputs.shape[1] - 1 - (same - positives)
     weights = (positives > 0).astype(values.dtype)
-    metrics = {
-        "collapsed": losses.uniform_value(positives, others, denominator_mode),
-        "contrastive_accuracy": losses.contrastive_accuracy(
-            outputs, labels, contrast_mode=contrast_mode, axis_name=axis_name
-        ),
-    }
+    metrics = {"collapsed": losses.uniform_value(positives, others, denominator_mode)}
+    if exchange == "gather":
+        metrics["contrastive_accuracy"] = losses.contrastive_accuracy(
+            outputs, labels, contrast_mode=contrast_mode, axis_name=axis_name, block_size=blocks
+        )
     if denominator_mode != "only_negatives":  # which has no floor
         metrics["floor"] = losses.floor(positives, denominator_mode)
-        metrics["excess"] = values - metrics["floor"]
+        metrics["excess"] = losses.excess(values, positives, denominator_mode)
     weighted = {name: (value, weights) for name, value in metrics.items()}
     if use_labels:
-        lonely = (positives == views - 1).astype(values.dtype)
+        lonely = (same == outputs.shape[1] - 1).astype(values.dtype)
         weighted["lonely"] = (lonely, jnp.ones_like(lonely))
     return values, weights, weighted
 

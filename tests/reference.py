@@ -29,11 +29,14 @@ def contrastive(
     mask=None,
     queue=None,
     weights=None,
+    epsilon=0.0,
+    beta=0.0,
 ):
     """Mean loss of the anchor views of each sample, and the gradient of sum(weights * losses).
 
     The gradient has the shape of the features and goes through the anchors and through the contrast
-    set: s_ia = z_i . z_a / temperature pulls on z_i and on z_a.
+    set: s_ia = z_i . z_a / temperature pulls on z_i and on z_a. `epsilon` is the margin of
+    epsilon-SupInfoNCE, `beta` the hardness of the negatives in H-SCL.
     """
     features = np.asarray(features, np.float64)
     batch, views = (*features.shape[:-1], 1)[:2]
@@ -58,7 +61,10 @@ def contrastive(
             else:
                 positives, negatives = by_mask(others, mask[b], sample)
             s = [z[i] @ z[a] / temperature for a in range(len(z))]
-            loss, slopes = anchor_loss(s, positives, negatives, inside, denominator_mode)
+            hardness = harder(s, negatives, beta)
+            loss, slopes = anchor_loss(
+                s, positives, negatives, inside, denominator_mode, epsilon, hardness
+            )
             losses[b] += loss / anchors_per_sample
             for a in range(len(z)):
                 slope = weights[b] / anchors_per_sample * slopes[a] / temperature
@@ -85,18 +91,30 @@ def by_mask(others, weight_of_samples, sample):
     return {a: w for a, w in weight.items() if w > 0}, [a for a in others if weight[a] == 0]
 
 
-def anchor_loss(s, positives, negatives, inside, denominator_mode):
+def harder(s, negatives, beta):
+    """Weight of each negative: e^(beta s) over the mean of that over the negatives."""
+    if not negatives:
+        return {}
+    log_mean = log_sum_exp(beta * s[n] for n in negatives) - np.log(len(negatives))
+    return {n: np.exp(beta * s[n] - log_mean) for n in negatives}
+
+
+def anchor_loss(s, positives, negatives, inside, denominator_mode, epsilon, hardness):
     """Loss of an anchor with similarities s, and its derivative by each of them.
 
-    0 and 0 without positives, or with nothing in the denominator.
+    0 and 0 without positives, or with nothing in the denominator. The weights of the negatives are
+    held still.
     """
     slopes = np.zeros(len(s))
-    log_d = {}
+    exponents, log_d = {}, {}
     for p in positives:
         in_denominator = denominator(p, positives, negatives, denominator_mode)
         if not in_denominator:
             return 0.0, slopes
-        log_d[p] = log_sum_exp(s[a] for a in in_denominator)
+        exponents[p] = {a: s[a] + np.log(hardness.get(a, 1.0)) for a in in_denominator}
+        if p in exponents[p]:
+            exponents[p][p] -= epsilon
+        log_d[p] = log_sum_exp(exponents[p].values())
     if not positives:
         return 0.0, slopes
 
@@ -112,8 +130,8 @@ def anchor_loss(s, positives, negatives, inside, denominator_mode):
 
     for p in positives:
         slopes[p] -= share[p]
-        for a in denominator(p, positives, negatives, denominator_mode):
-            slopes[a] += share[p] * np.exp(s[a] - log_d[p])
+        for a, exponent in exponents[p].items():
+            slopes[a] += share[p] * np.exp(exponent - log_d[p])
     return loss, slopes
 
 

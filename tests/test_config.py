@@ -53,6 +53,8 @@ def test_unknown_recipe_names_the_nearest():
         ("model.stem", "cfar", "did you mean 'cifar'?"),
         ("supcon.objective.denominator_mode", "one_pos", "did you mean 'one_positive'?"),
         ("supcon.objective.temperature", 0.0, "temperature must be positive; got 0.0"),
+        ("supcon.objective.positives_cap", 3, "must be -1 or a multiple of the views; got 3"),
+        ("supcon.objective.block_size", -1, "block_size must be 0 or more; got -1"),
         ("supcon.epochs", -1.0, "config.supcon.epochs must be positive; got -1.0"),
         ("linear.batch_size", 0, "config.linear.batch_size must be positive; got 0"),
         ("data.holdout", 1.5, "config.data.holdout must be a share from 0 to below 1; got 1.5"),

@@ -66,6 +66,7 @@ def make(
     loss_scale=1.0,
     log_every=1,
     resnet=False,
+    options=None,
 ):
     """A state in the widest type on, and its step; a learning rate of 1 gives the gradient."""
     if resnet:
@@ -88,7 +89,7 @@ def make(
         steps.train_step,
         model=model,
         tx=tx,
-        objective=partial(objectives.OBJECTIVES[objective], axis_name=axis_name),
+        objective=partial(objectives.OBJECTIVES[objective], axis_name=axis_name, **(options or {})),
         augment=partial(AUGMENT, policies=[POLICY] * views),
         loss_scale=loss_scale,
         log_every=log_every,
@@ -153,6 +154,24 @@ def test_sharded_step_equals_unsharded(x64, mesh_of, objective, views, devices):
             jax.tree.map(lambda a, b: a - b, sharded.params, actual.params), gradient, 1e-9
         )
         assert_close(actual.batch_stats, expected.batch_stats, 1e-9)
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+def test_step_in_blocks_equals_the_dense_one(x64, mesh_of, exchange):
+    batch = digits(32)
+    state, step = make(axis_name=None, batch_norm=None, options=dict(positives_cap=4))
+    step = partial(step, augment=partial(wide_augment, views=2))
+    expected, expected_metrics = run(None, state, step, batch)
+    options = dict(positives_cap=4, exchange=exchange, block_size=5)
+    sharded, mapped = make(options=options)
+    mapped = partial(mapped, augment=partial(wide_augment, views=2))
+    actual, metrics = run(mesh_of(4), sharded, mapped, batch)
+    gradient = jax.tree.map(lambda a, b: a - b, state.params, expected.params)
+    assert_close(jax.tree.map(lambda a, b: a - b, sharded.params, actual.params), gradient, 1e-9)
+    without = {"contrastive_accuracy"} if exchange == "ring" else set()
+    assert metrics.keys() == expected_metrics.keys() - without
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-9, atol=1e-12)
 
 
 def test_sharded_resnet_equals_unsharded(x64, mesh_of):

@@ -384,7 +384,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time and memory of the loss beside its peers.")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024 * 2**k for k in range(7)])
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--longest", type=float, default=120, help="seconds a step may take")
+    parser.add_argument("--longest", type=float, default=30, help="seconds a step may take")
     parser.add_argument("--out", type=Path, default=HERE.parent, help="folder of the record")
     parser.add_argument("--contestant", help="for the processes that this one starts")
     options = parser.parse_args()

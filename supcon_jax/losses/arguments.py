@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from supcon_jax.losses.pairs import Queue, Rows, Weights, axis_size, first_sample
@@ -30,6 +31,34 @@ def check_choice(name: str, value: str, choices: object) -> None:
     allowed = typing.get_args(choices)
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    if not (isinstance(value, int | float) and 0 <= value < float("inf")):
+        raise ValueError(f"{name} must be a number >= 0, got {value}")
+
+
+def check_temperature(temperature: float | Array) -> None:
+    if not isinstance(temperature, jax.core.Tracer) and not np.asarray(temperature) > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def check_targets(labels: Array) -> Array:
+    """Multi-hot or soft labels, as floats."""
+    labels = jnp.asarray(labels)
+    if labels.ndim != 2:
+        raise ValueError(f"labels must be [batch, classes], got shape {labels.shape}")
+    return labels.astype(jnp.promote_types(labels.dtype, jnp.float32))
+
+
+def check_margin(features: Array, class_weights: Array, margin: int) -> None:
+    if features.ndim != 2 or class_weights.ndim != 2 or features.shape[1] != class_weights.shape[1]:
+        raise ValueError(
+            "features and class_weights must be [batch, dim] and [classes, dim], got "
+            f"{features.shape} and {class_weights.shape}"
+        )
+    if not isinstance(margin, int) or margin < 1:
+        raise ValueError(f"margin must be a positive integer, got {margin}")
 
 
 def check_labels(batch: int, labels: Array | None) -> None:

@@ -27,6 +27,8 @@ class Plan:
     """What does not change while the blocks are gone through."""
 
     inside: bool
+    epsilon: float  # in the denominator, taken off the positive that "one_positive" adds
+    beta: float  # negatives are weighted by e^(beta s)
     denominator_mode: DenominatorMode
     kept: int | None
     block_size: int | None
@@ -62,6 +64,8 @@ class LogSum(NamedTuple):
 class Sums(NamedTuple):
     """Of each anchor, over the rows seen so far."""
 
+    negatives: Float[Array, " anchors"]
+    tilt: LogSum  # of beta s over the negatives, where they are weighted
     denominator: LogSum
     weight: Float[Array, " anchors"]  # sum of the positives' weights
     positives: Float[Array, " anchors"]  # Eq. 2: the weighted sum over the positives
@@ -117,11 +121,13 @@ def _counts(plan: Plan, sums: Sums) -> Array:
 
 
 def _statistics(plan: Plan, anchors: Array, contrast: Array, scale: Array, ids: Compared) -> Sums:
-    """One pass over all pairs; two where the positives do not share their denominator."""
-    mine = blocks(plan, (anchors, ids.anchors))
+    """One pass over all pairs; one more each for weighted negatives, which their mean comes before,
+    and for positives that do not share their denominator.
+    """
+    mine = blocks(plan.block_size, (anchors, ids.anchors))
     zeros = jnp.zeros_like(mine[0][..., 0], scale.dtype)
     nothing = LogSum(jnp.full_like(zeros, -jnp.inf), zeros)
-    sums = Sums(nothing, zeros, zeros, nothing, zeros)
+    sums = Sums(zeros, nothing, nothing, zeros, zeros, nothing, zeros)
 
     def sweep(add: Callable[..., Sums], sums: Sums) -> Sums:
         def of_anchors(chunk: Any, block: Any) -> Sums:
@@ -137,23 +143,43 @@ def _statistics(plan: Plan, anchors: Array, contrast: Array, scale: Array, ids: 
             return jax.lax.scan(with_contrast, start, chunk)[0]
 
         def over_chunk(sums: Sums, travels: None, chunk: Rows) -> tuple[Sums, None]:
-            return jax.lax.map(partial(of_anchors, blocks(plan, chunk)), (mine, sums)), None
+            return jax.lax.map(
+                partial(of_anchors, blocks(plan.block_size, chunk)), (mine, sums)
+            ), None
 
         return _around(
             plan, over_chunk, sums, lambda chunk: None, Rows(contrast, ids.contrast), ids.queue
         )[0]
 
+    if plan.beta:
+        sums = sweep(_add_tilt, sums)
     sums = sweep(_add, sums)
     if not plan.log_d_is_shared:
         sums = sweep(_add_positives, sums)
     return jax.tree.map(lambda x: x.reshape(-1)[: len(anchors)], sums)
 
 
+def _add_tilt(plan: Plan, sums: Sums, s: Array, relation: Relation) -> Sums:
+    """Take what the weights of the negatives are divided by."""
+    return sums._replace(
+        negatives=sums.negatives + relation.negative.sum(1),
+        tilt=_add_exp(sums.tilt, plan.beta * s, relation.negative),
+    )
+
+
+def _pushed(plan: Plan, sums: Sums, s: Array, relation: Relation) -> Array:
+    """What enters the denominator: s plus the logarithm of the negatives' weights."""
+    if not plan.beta:
+        return s
+    log_mean = sums.tilt.value() - jnp.log(jnp.maximum(sums.negatives, 1))
+    return jnp.where(relation.negative, s + plan.beta * s - log_mean[:, None], s)
+
+
 def _add(plan: Plan, sums: Sums, s: Array, relation: Relation) -> Sums:
     """Take the denominators of a block, and its positives where they share the denominator."""
-    in_denominator = _in_denominator(plan, relation)
+    pushed = _pushed(plan, sums, s, relation)
     sums = sums._replace(
-        denominator=_add_exp(sums.denominator, s, in_denominator),
+        denominator=_add_exp(sums.denominator, pushed, _in_denominator(plan, relation)),
         weight=sums.weight + relation.weight.sum(1),
     )
     return _add_positives(plan, sums, s, relation) if plan.log_d_is_shared else sums
@@ -179,8 +205,8 @@ def _numerators(plan: Plan, sums: Sums, s: Array) -> tuple[Array, Array]:
     """x of each pair, and its derivative by s."""
     if plan.log_d_is_shared:
         return s, jnp.ones_like(s)
-    log_d = sums.denominator.value()[:, None]
-    return -jax.nn.softplus(log_d - s), jax.nn.sigmoid(log_d - s)
+    beside = sums.denominator.value()[:, None] + plan.epsilon - s
+    return plan.epsilon - jax.nn.softplus(beside), jax.nn.sigmoid(beside)
 
 
 def _add_exp(sums: LogSum, x: Array, where: Array) -> LogSum:
@@ -201,7 +227,8 @@ def _slopes(plan: Plan, sums: Sums, gradient: Array, s: Array, relation: Relatio
     else:
         total = sums.weight
         share = relation.weight / jnp.where(total > 0, total, 1)[:, None]
-    push = jnp.where(_in_denominator(plan, relation), jnp.exp(s - log_d), 0)
+    pushed = _pushed(plan, sums, s, relation)
+    push = jnp.where(_in_denominator(plan, relation), jnp.exp(pushed - log_d), 0)
     if not plan.log_d_is_shared:
         push *= (sums.pull / jnp.where(total > 0, total, 1))[:, None]
     pull = jnp.where(relation.positive, share * steepness, 0)
@@ -225,7 +252,7 @@ def _pull_back(
     gradient: Array,
 ) -> tuple[Array, Array]:
     """Gradients by the anchors and by the contrast set, from a second pass over all pairs."""
-    mine = blocks(plan, (anchors, ids.anchors, sums, gradient))
+    mine = blocks(plan.block_size, (anchors, ids.anchors, sums, gradient))
     multiply = partial(product, plan, scale)
 
     def with_contrast(by_anchors: Array, theirs: Any) -> tuple[Array, Array]:
@@ -244,7 +271,9 @@ def _pull_back(
         return by_anchors + to_anchors, to_contrast.sum(0)
 
     def over_chunk(by_anchors: Array, by_chunk: Array, chunk: Rows) -> tuple[Array, Array]:
-        by_anchors, to_chunk = jax.lax.scan(with_contrast, by_anchors, blocks(plan, chunk))
+        by_anchors, to_chunk = jax.lax.scan(
+            with_contrast, by_anchors, blocks(plan.block_size, chunk)
+        )
         return by_anchors, by_chunk + to_chunk.reshape(-1, to_chunk.shape[-1])[: len(by_chunk)]
 
     def zeros(x: Array) -> Array:
@@ -302,9 +331,8 @@ def product(plan: Plan, scale: Array, spec: str, x: Array, y: Array) -> Array:
     return scale * products
 
 
-def blocks(plan: Plan, tree: Any) -> Any:
-    """`[rows, ...]` -> `[blocks, block_size, ...]`, filled up by zeros: rows that are not valid."""
-    size = plan.block_size
+def blocks(size: int | None, tree: Any) -> Any:
+    """`[rows, ...]` -> `[blocks, size, ...]`, filled up by zeros: rows that are not valid."""
     assert size is not None  # the dense form has no blocks
 
     def split(x: Array) -> Array:

@@ -5,13 +5,14 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 ContrastMode = Literal["all", "one"]
 DenominatorMode = Literal["all", "one_positive", "only_negatives"]
 Exchange = Literal["gather", "ring"]
 Features = Float[Array, "batch views dim"] | Float[Array, "batch dim"]
 Labels = Int[Array, " batch"]
+Mask = Num[Array, "batch global_batch"] | Bool[Array, "batch global_batch"]
 Queue = tuple[Float[Array, "queue dim"], Int[Array, " queue"], Bool[Array, " queue"]]
 
 
@@ -157,6 +158,12 @@ def _ranks(labels: Int[Array, " batch"]) -> Int[Array, " batch"]:
     in_order = labels[order]
     ranks = jnp.arange(len(labels)) - jnp.searchsorted(in_order, in_order, side="left")
     return jnp.zeros_like(ranks).at[order].set(ranks)
+
+
+def of_class(labels: Int[Array, " rows"], x: Num[Array, "rows ..."]) -> Num[Array, "rows ..."]:
+    """For each row, the sum of x over all rows with its label."""
+    _, classes = jnp.unique(labels, size=len(labels), return_inverse=True)
+    return jax.ops.segment_sum(x, classes, len(labels))[classes]
 
 
 def gather(x: Array, axis_name: str | None) -> Array:

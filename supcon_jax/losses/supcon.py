@@ -19,8 +19,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num, Shaped
+from jaxtyping import Array, Float, Num
 
 from supcon_jax.losses import blockwise, symmetric
 from supcon_jax.losses.arguments import (
@@ -29,6 +28,7 @@ from supcon_jax.losses.arguments import (
     check_choice,
     check_labels,
     check_queue,
+    check_temperature,
     choose_block_size,
     mask_weights,
     with_views,
@@ -39,12 +39,12 @@ from supcon_jax.losses.pairs import (
     Exchange,
     Features,
     Labels,
+    Mask,
     Queue,
     Relation,
     Rows,
     Weights,
     arrange,
-    gather,
     precision_of,
     products,
     queue_rows,
@@ -53,7 +53,6 @@ from supcon_jax.losses.pairs import (
 )
 
 Losses = Float[Array, " batch"]
-Mask = Num[Array, "batch global_batch"] | Bool[Array, "batch global_batch"]
 
 
 def supcon_loss(
@@ -119,7 +118,7 @@ def supcon_loss(
     References:
       Khosla et al., Supervised Contrastive Learning, 2020, https://arxiv.org/abs/2004.11362, Eq. 2.
     """
-    return _losses(
+    return contrastive_losses(
         features,
         labels,
         inside=False,
@@ -162,7 +161,7 @@ def supcon_in_loss(
     References:
       Khosla et al., Supervised Contrastive Learning, 2020, https://arxiv.org/abs/2004.11362, Eq. 3.
     """
-    return _losses(
+    return contrastive_losses(
         features,
         labels,
         inside=True,
@@ -177,35 +176,6 @@ def supcon_in_loss(
         block_size=block_size,
         precision=precision,
     )
-
-
-def num_positives(
-    features: Shaped[Array, "batch ..."],
-    labels: Labels | None = None,
-    *,
-    axis_name: str | None = None,
-) -> Int[Array, " batch"]:
-    """|P(i)|: how many positives each anchor view of a sample has in the global batch.
-
-    The number is the same for all views of a sample: views x (samples of its class) - 1.
-
-    Args:
-      features: `[batch, views, dim]` or `[batch, dim]`; only the shape is used.
-      labels: `[batch]` class ids, or None (every sample a class of its own).
-      axis_name: mapped axis that the batch is split over.
-
-    Returns:
-      `[batch]` int32.
-
-    Raises:
-      ValueError: wrong ranks or sizes.
-    """
-    batch, views, _ = with_views(features).shape
-    check_labels(batch, labels)
-    if labels is None:
-        return jnp.full(batch, views - 1, jnp.int32)
-    same = labels[:, None] == gather(labels, axis_name)[None]
-    return views * same.sum(-1, dtype=jnp.int32) - 1
 
 
 def l2_normalize(x: Float[Array, "*axes dim"], epsilon: float = 1e-12) -> Float[Array, "*axes dim"]:
@@ -223,11 +193,13 @@ def l2_normalize(x: Float[Array, "*axes dim"], epsilon: float = 1e-12) -> Float[
     return (wide * jax.lax.rsqrt(jnp.maximum(squared, epsilon))).astype(x.dtype)
 
 
-def _losses(
+def contrastive_losses(
     features: Features,
     labels: Labels | None,
     *,
-    inside: bool,
+    inside: bool = False,
+    epsilon: float = 0.0,
+    beta: float = 0.0,
     temperature: float | Array,
     contrast_mode: ContrastMode,
     denominator_mode: DenominatorMode,
@@ -239,7 +211,10 @@ def _losses(
     block_size: BlockSize,
     precision: jax.lax.PrecisionLike,
 ) -> Losses:
-    """Both losses: checks, who is compared with whom, and the dense form or the one in blocks."""
+    """All losses of this family: checks, who is compared with whom, and dense or in blocks.
+
+    `inside` is Eq. 3 instead of Eq. 2; `epsilon` and `beta` are those of `losses.variants`.
+    """
     features = with_views(features)
     batch, views, _ = features.shape
     check_choice("contrast_mode", contrast_mode, ContrastMode)
@@ -265,13 +240,16 @@ def _losses(
     kept = None if positives_cap is None else positives_cap // views
     plan = blockwise.Plan(
         inside=inside,
+        epsilon=epsilon,
+        beta=beta,
         denominator_mode=denominator_mode,
         kept=kept,
         block_size=choose_block_size(block_size, anchors, contrast, exchange),
         precision=precision_of(precision, features),
         ring=axis_name if exchange == "ring" else None,
     )
-    scale = _scale(temperature, features)
+    check_temperature(temperature)
+    scale = 1 / jnp.asarray(temperature, jnp.promote_types(features.dtype, jnp.float32))
     if plan.block_size is None:
         values = _dense(plan, anchors, _together(contrast, extra), scale, weights)
     else:
@@ -281,7 +259,7 @@ def _losses(
             blockwise.anchor_losses, plan, anchors.features, contrast.features, scale, compared
         )
         alone = axis_name is None and contrast_mode == "all" and weights is None and extra is None
-        if alone and kept is None and denominator_mode == "all" and not inside:
+        if alone and kept is None and denominator_mode == "all" and not inside and not beta:
             values = jax.lax.cond(
                 symmetric.is_bounded(anchors.features, scale),
                 lambda: symmetric.symmetric_losses(plan, anchors, scale),
@@ -298,7 +276,7 @@ def _dense(
     """The loss of each anchor, with all pairs held at once."""
     relation = relate(anchors.ids, contrast.ids, plan.kept, weights, scale.dtype)
     logits = scale * products(anchors.features, contrast.features, plan.precision)
-    log_ratios = logits - _log_denominators(logits, relation, plan.denominator_mode)
+    log_ratios = logits - _log_denominators(plan, logits, relation)
     usable = _usable(relation, plan.denominator_mode)
     count = relation.weight.sum(-1)
     count = jnp.where(count > 0, count, 1)
@@ -306,7 +284,7 @@ def _dense(
         log_weights = jnp.log(jnp.where(usable, relation.weight, 1))
         log_mean = _logsumexp(log_ratios + log_weights, usable) - jnp.log(count)
         return jnp.where(usable.any(-1), -log_mean, 0)
-    return -jnp.where(usable, relation.weight * log_ratios, 0).sum(-1) / count
+    return jnp.where(usable, relation.weight * -log_ratios, 0).sum(-1) / count
 
 
 def _together(contrast: Rows, queue: Rows | None) -> Rows:
@@ -315,16 +293,23 @@ def _together(contrast: Rows, queue: Rows | None) -> Rows:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), contrast, queue)
 
 
-def _log_denominators(
-    logits: Array, relation: Relation, denominator_mode: DenominatorMode
-) -> Array:
-    if denominator_mode == "all":
-        return _logsumexp(logits, relation.positive | relation.negative)[..., None]
-    log_negatives = _logsumexp(logits, relation.negative)[..., None]
-    if denominator_mode == "only_negatives":
+def _log_denominators(plan: blockwise.Plan, logits: Array, relation: Relation) -> Array:
+    pushed = _harder(plan.beta, logits, relation.negative) if plan.beta else logits
+    if plan.denominator_mode == "all":
+        return _logsumexp(pushed, relation.positive | relation.negative)[..., None]
+    log_negatives = _logsumexp(pushed, relation.negative)[..., None]
+    if plan.denominator_mode == "only_negatives":
         return log_negatives
+    own = logits - plan.epsilon
     has_negatives = relation.negative.any(-1, keepdims=True)
-    return logits + jnp.where(has_negatives, jax.nn.softplus(log_negatives - logits), 0.0)
+    return own + jnp.where(has_negatives, jax.nn.softplus(log_negatives - own), 0.0)
+
+
+def _harder(beta: float, logits: Array, negative: Array) -> Array:
+    """Negatives times e^(beta s) over its mean, which has no gradient."""
+    tilt = jax.lax.stop_gradient(beta * logits)
+    log_mean = _logsumexp(tilt, negative) - jnp.log(jnp.maximum(negative.sum(-1), 1))
+    return jnp.where(negative, logits + tilt - log_mean[..., None], logits)
 
 
 def _usable(relation: Relation, denominator_mode: DenominatorMode) -> Array:
@@ -345,9 +330,3 @@ def _logsumexp(x: Array, where: Array) -> Array:
     total = jnp.sum(jnp.where(where, jnp.exp(jnp.where(where, x - shift, 0.0)), 0.0), axis=-1)
     some = where.any(-1)
     return jnp.where(some, jnp.log(jnp.where(some, total, 1.0)) + shift[..., 0], 0.0)
-
-
-def _scale(temperature: float | Array, features: Array) -> Float[Array, ""]:
-    if not isinstance(temperature, jax.core.Tracer) and not np.asarray(temperature) > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    return 1 / jnp.asarray(temperature, jnp.promote_types(features.dtype, jnp.float32))

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from supcon_jax.losses.blockwise import Plan, blocks, product
-from supcon_jax.losses.pairs import Rows
+from supcon_jax.losses.pairs import Rows, of_class
 
 WIDEST = 60.0  # range of the similarities that exp holds, with room for sums and gradients
 
@@ -30,11 +30,8 @@ def is_bounded(features: Float[Array, "rows dim"], scale: Array) -> Array:
 def symmetric_losses(plan: Plan, rows: Rows, scale: Array) -> Float[Array, " rows"]:
     """The loss of each row against all others, for similarities that are bounded (see there)."""
     wide = rows.features.astype(scale.dtype)
-    count = len(wide)
-    _, classes = jnp.unique(rows.ids.label, size=count, return_inverse=True)
-    sums = jax.ops.segment_sum(wide, classes, count)[classes]
-    positives = jax.ops.segment_sum(jnp.ones_like(wide[:, 0]), classes, count)[classes] - 1
-    to_positives = scale * jnp.sum(wide * (sums - wide), 1)
+    positives = of_class(rows.ids.label, jnp.ones_like(wide[:, 0])) - 1
+    to_positives = scale * jnp.sum(wide * (of_class(rows.ids.label, wide) - wide), 1)
     log_sums = _log_sum_exp_of_others(plan, rows.features, scale)
     losses = log_sums - to_positives / jnp.maximum(positives, 1)
     return jnp.where(positives > 0, losses, 0)
@@ -46,9 +43,9 @@ def _log_sum_exp_of_others(plan: Plan, z: Array, scale: Array) -> Float[Array, "
 
 
 def _forward(plan: Plan, z: Array, scale: Array) -> tuple[Array, Any]:
-    in_blocks, shift = blocks(plan, z), _bound(z, scale)
+    in_blocks, shift = blocks(plan.block_size, z), _bound(z, scale)
     exponentials = partial(_exponentials, plan, scale, shift)
-    used = blocks(plan, jnp.ones_like(z[:, 0], scale.dtype))
+    used = blocks(plan.block_size, jnp.ones_like(z[:, 0], scale.dtype))
 
     def on_diagonal(block: tuple[Array, Array]) -> Array:
         mine, is_used = block
@@ -70,9 +67,9 @@ def _forward(plan: Plan, z: Array, scale: Array) -> tuple[Array, Any]:
 
 def _backward(plan: Plan, saved: Any, gradient: Array) -> tuple[Array, Array]:
     z, scale, log_sums, shift = saved
-    in_blocks = blocks(plan, z)
+    in_blocks = blocks(plan.block_size, z)
     transposed = in_blocks.mT  # a product with the transpose of a block of pairs is slower
-    factors = blocks(plan, gradient * jnp.exp(shift - log_sums))
+    factors = blocks(plan.block_size, gradient * jnp.exp(shift - log_sums))
     multiply = partial(product, plan, scale)
 
     def slopes_of(pairs: Array, mine: Array, theirs: Array) -> Array:

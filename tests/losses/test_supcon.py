@@ -11,7 +11,7 @@ import reference
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from supcon_jax.losses import l2_normalize, num_positives, supcon_in_loss, supcon_loss
+from supcon_jax.losses import l2_normalize, supcon_in_loss, supcon_loss
 
 LOSSES = {"out": supcon_loss, "in": supcon_in_loss}
 LOOPS = {"out": reference.supcon, "in": reference.supcon_in}
@@ -235,6 +235,29 @@ def test_published_denominator_modes(loss, denominator_mode, expected):
     np.testing.assert_allclose(losses, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("loss", "cap", "labels", "expected"),
+    [
+        ("out", 4, [0, 0, 1], [1.6755852, 1.7973773, 1.58471]),
+        ("out", 2, [0, 0, 0], [1.1385298, 1.1824025, 1.1557417]),
+        ("out", 0, [0, 0, 1], [1.3769293, 1.0785717, 1.58471]),
+        ("in", 4, [0, 0, 1], [1.6356678, 1.7135872, 1.58471]),
+        ("in", 2, [0, 0, 0], [1.0986123, 1.0986123, 1.0986123]),
+        ("in", 0, [0, 0, 1], [1.3769293, 1.0785717, 1.58471]),
+    ],
+)
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_published_caps(loss, cap, labels, expected, block_size):
+    losses = LOSSES[loss](
+        jnp.asarray(UNNORMALISED),
+        jnp.array(labels),
+        temperature=1.0,
+        positives_cap=cap,
+        block_size=block_size,
+    )
+    np.testing.assert_allclose(losses, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_published_one_view(loss):
     losses = COMPILED[loss](UNNORMALISED[:, :1], np.array([1, 1, 2]), temperature=1.0)
@@ -268,6 +291,20 @@ def test_two_views_of_distinct_classes_are_nt_xent(loss, labels, x64):
     nt_xent = -log_softmax[np.arange(12), np.arange(12) ^ 1].reshape(6, 2).mean(1)
     losses = COMPILED[loss](features, labels, temperature=0.2)
     np.testing.assert_allclose(losses, nt_xent, rtol=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_cap_of_0_is_nt_xent_without_the_rest_of_the_class(loss, batch):
+    features, labels = batch
+    z, y = features.reshape(12, 5), labels.repeat(2)
+    expected = np.zeros(12)
+    for i in range(12):
+        used = [a for a in range(12) if a == i ^ 1 or y[a] != y[i]]
+        s = z[i] @ z[used].T / 0.2
+        expected[i] = np.log(np.exp(s).sum()) - z[i] @ z[i ^ 1] / 0.2
+    one_step = functools.partial(LOSSES[loss], temperature=0.2, positives_cap=0)
+    losses = jax.jit(one_step)(features, labels)
+    np.testing.assert_allclose(losses, expected.reshape(6, 2).mean(1), rtol=1e-12)
 
 
 def test_no_labels_are_distinct_labels(x64):
@@ -676,49 +713,13 @@ def test_wrong_arguments_are_refused(loss, features, labels, options, message, u
         loss(jnp.ones(features), labels, **options)
 
 
-@pytest.mark.parametrize("function", [supcon_loss, supcon_in_loss, num_positives])
+@pytest.mark.parametrize("function", [supcon_loss, supcon_in_loss])
 def test_integer_features_are_refused(function, unchecked):
     with pytest.raises(ValueError, match="features must be floating point, got int32"):
         function(np.ones((4, 2, 3), np.int32))
 
 
-def test_num_positives_refuses_wrong_shapes(unchecked):
-    with pytest.raises(ValueError, match=r"got shape \(4,\)"):
-        num_positives(np.ones(4, np.float32))
-    with pytest.raises(ValueError, match=r"labels must be integers of shape \(4,\), got .* \(3,\)"):
-        num_positives(np.ones((4, 2), np.float32), np.zeros(3, int))
-
-
-# num_positives and l2_normalize.
-
-
-@pytest.mark.parametrize("views", [1, 2, 3])
-def test_num_positives_counts(views):
-    features, labels = jnp.ones((6, views, 2)), jnp.array([0, 1, 0, 2, 0, 1])
-    in_class = np.array([3, 2, 3, 1, 3, 2])
-    counts = num_positives(features, labels)
-    assert counts.dtype == jnp.int32
-    np.testing.assert_array_equal(counts, views * in_class - 1)
-    np.testing.assert_array_equal(num_positives(features), np.full(6, views - 1))
-
-
-def test_num_positives_of_two_axes():
-    counts = num_positives(jnp.ones((3, 2)), jnp.array([0, 0, 1]))
-    np.testing.assert_array_equal(counts, [1, 1, 0])
-
-
-@pytest.mark.parametrize("labelled", [True, False])
-def test_num_positives_sharded(mesh_of, labelled, problem):
-    x, _, labels, _ = problem
-    in_class = (labels[:, None] == labels).sum(1) if labelled else np.ones(16)
-    mapped = jax.shard_map(
-        functools.partial(num_positives, axis_name="data"),
-        mesh=mesh_of(4),
-        in_specs=(P("data"), P("data")),
-        out_specs=P("data"),
-    )
-    counts = jax.jit(mapped)(x, labels if labelled else None)
-    np.testing.assert_array_equal(counts, 2 * in_class - 1)
+# l2_normalize.
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
