@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from supcon_jax.losses import supcon_in_loss, supcon_loss
@@ -79,13 +80,13 @@ def losses_and_gradients(losses_of, features, weights):
     return losses, *gradients
 
 
-def assert_equals_the_loops(actual, modes, features, given, weights):
-    """The derivative by the temperature is that along the features, which scale all products."""
+def by_loops(modes, features, given, weights, temperature=0.2):
+    """`[modes, batch]`, and the gradient of the sum of all modes."""
     results = [
         LOOPS[loss](
             features,
             given.get("labels"),
-            temperature=0.2,
+            temperature=temperature,
             contrast_mode=contrast,
             denominator_mode=denominator,
             weights=weights,
@@ -93,10 +94,14 @@ def assert_equals_the_loops(actual, modes, features, given, weights):
         )
         for loss, contrast, denominator in modes
     ]
-    np.testing.assert_allclose(actual[0], np.stack([r[0] for r in results]), rtol=0, atol=1e-12)
-    by_features = sum(r[1] for r in results)
-    largest = np.abs(by_features).max()
-    np.testing.assert_allclose(actual[1], by_features, rtol=0, atol=1e-11 * largest)
+    return np.stack([r[0] for r in results]), sum(r[1] for r in results)
+
+
+def assert_equals_the_loops(actual, modes, features, given, weights, temperature=0.2):
+    losses, gradient = by_loops(modes, features, given, weights, temperature)
+    np.testing.assert_allclose(actual[0], losses, rtol=1e-12, atol=1e-12)
+    largest = np.abs(gradient).max()
+    np.testing.assert_allclose(actual[1], gradient, rtol=0, atol=1e-11 * (1 + largest))
 
 
 def split(given):
@@ -118,6 +123,63 @@ def test_alone(option, form, problem):
 
     actual = quick_jit(step)(features, arrays, weights)
     assert_equals_the_loops(actual, modes, features, arguments[option], weights)
+
+
+@pytest.mark.parametrize(
+    ("batch", "views", "dim", "classes"), [(11, 1, 4, 3), (7, 2, 9, 9), (5, 3, 2, 2), (3, 4, 6, 1)]
+)
+def test_blocks_on_a_random_grid(batch, views, dim, classes, x64):
+    rng = np.random.default_rng(batch)
+
+    @quick_jit
+    def step(features, labels, weights, temperature):
+        def total(features):
+            of_blocks = dict(arrays=dict(labels=labels), block_size=4)
+            losses = every_mode(MODES, features, temperature, **of_blocks)
+            return (losses @ weights).sum(), losses
+
+        gradient, losses = jax.grad(total, has_aux=True)(features)
+        return losses, gradient
+
+    for temperature in (0.02, 0.3, 1.0):
+        features = rng.normal(size=(batch, views, dim))
+        features /= np.linalg.norm(features, axis=-1, keepdims=True)
+        labels, weights = rng.integers(0, classes, batch), rng.normal(size=batch)
+        actual = step(features, labels, weights, temperature)
+        given = dict(labels=labels)
+        assert_equals_the_loops(actual, MODES, features, given, weights, temperature)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("length", [1.0, 30.0])
+def test_low_temperature_in_blocks_is_finite_and_exact(length, dtype):
+    """With duplicates and opposites; 16-bit features are compared as what they are."""
+    rng = np.random.default_rng(5)
+    features = rng.normal(size=(6, 2, 5))
+    features *= length / np.linalg.norm(features, axis=-1, keepdims=True)
+    features[1], features[2] = features[0], -features[0]
+    features = jnp.asarray(features, dtype)
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    modes = MODES if dtype == "float32" else FEW
+
+    @quick_jit
+    def step(features, arrays):
+        def total(features):
+            losses = every_mode(modes, features, 0.01, arrays, block_size=5)
+            return losses.sum(), losses
+
+        gradient, losses = jax.grad(total, has_aux=True)(features)
+        return losses, gradient
+
+    losses, gradient = step(features, dict(labels=labels))
+    assert losses.dtype == jnp.float32 and gradient.dtype == dtype
+    expected = by_loops(modes, features, dict(labels=labels), np.ones(6), 0.01)
+    of_similarities = 2e-7 * length**2 / 0.01  # float32 rounds the largest of them so much
+    np.testing.assert_allclose(losses, expected[0], rtol=1e-5, atol=of_similarities)
+    of_type = {"float32": 2e-4, "bfloat16": 1e-2, "float16": 2e-3}[dtype]
+    largest, of_gradient = np.abs(expected[1]).max(), max(of_type, of_similarities)
+    gradient = np.asarray(gradient, np.float64)
+    np.testing.assert_allclose(gradient, expected[1], rtol=0, atol=of_gradient * largest)
 
 
 @pytest.mark.parametrize("option", ["labels", "queue"])
@@ -190,18 +252,18 @@ def test_bfloat16_in_blocks():
 
 
 @pytest.mark.parametrize(
-    ("option", "form", "check_vma"),
+    ("option", "form", "devices", "check_vma"),
     [
-        *itertools.product(("labels", "cap 2", "queue"), FORMS, [True]),
-        *itertools.product(["queue"], ("dense", "blocks", "ring of blocks"), [False]),
-        ("none", "ring of blocks", True),
-        ("mask, queue", "dense", True),
-        ("mask", "blocks", True),
+        *itertools.product(("labels", "cap 2", "queue"), FORMS, [4], [True]),
+        *itertools.product(["queue"], ("dense", "blocks", "ring of blocks"), [2], [False]),
+        *itertools.product(["cap 2"], ("blocks", "ring of blocks"), [1, 2, 8], [True]),
+        ("none", "ring of blocks", 4, True),
+        ("mask, queue", "dense", 4, True),
+        ("mask", "blocks", 4, True),
     ],
 )
-def test_sharded(mesh_of, option, form, check_vma, problem):
+def test_sharded(mesh_of, option, form, devices, check_vma, problem):
     features, arguments, weights = problem
-    devices = 4 if check_vma else 2
     arrays, numbers = split(arguments[option])
     specs = {name: P() if name == "queue" else P("data") for name in arrays}
 
@@ -221,6 +283,22 @@ def test_sharded(mesh_of, option, form, check_vma, problem):
 
     actual = quick_jit(step)(features, arrays, weights)
     assert_equals_the_loops(actual, FEW, features, arguments[option], weights)
+
+
+@pytest.mark.parametrize("option", ["labels", "mask"])
+def test_plain_jit_of_sharded_inputs_in_blocks(mesh_of, option, problem):
+    features, arguments, weights = problem
+
+    @quick_jit
+    def step(features, arrays, weights):
+        of_blocks = functools.partial(every_mode, FEW, arrays=arrays, **FORMS["blocks"])
+        return losses_and_gradients(of_blocks, features, weights)
+
+    placed = jax.device_put(
+        (features, arguments[option], weights), NamedSharding(mesh_of(8), P("data"))
+    )
+    assert len(placed[0].sharding.device_set) == 8
+    assert_equals_the_loops(step(*placed), FEW, features, arguments[option], weights)
 
 
 @pytest.mark.parametrize("form", ["blocks", "ring"])
