@@ -67,7 +67,7 @@ def collectives(hlo: str, devices: int) -> list[Collective]:
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """How often what a line calls is run: XLA's own note, else the bound in the loop's condition."""
+    """How often what a line calls is run: XLA's note, else the bound in the loop's condition."""
     if known := TRIPS.search(line):
         return int(known[1])
     if not (condition := CONDITION.search(line)):

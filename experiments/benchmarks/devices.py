@@ -9,14 +9,16 @@ gathering and around the ring. Nothing is run. The formula for what a device sen
 all and n devices: features gathered and their gradients scattered, 2 x 4 N D (n - 1) / n; around
 the ring the features twice and their gradients once, 3 x 4 N D, with 9 bytes of ids a row each time
 beside the features; in both the labels once. XLA's own count of operations and of bytes accessed
-takes a loop's body once, so that only the dense form has them. On a TPU what fits into its fast
-memory is not in the temporary figure, and the compiler may gather by an all-reduce. Writes devices.json and devices.md,
-or tpu.json and tpu.md, beside this file.
+takes the body of a loop once, and only the dense form by gathering has no loops. On a TPU what fits
+into its fast memory is not in the temporary figure, and the compiler may gather by an all-reduce.
+Writes devices.json and devices.md, or tpu.json and tpu.md, beside this file.
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -59,7 +61,6 @@ def measure(devices: list[Any], rows: int, form: str) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     for one in sent:
         counts[one.kind] += one.times
-    looped = "while(" in compiled.as_text()
     return {
         "devices": len(devices),
         "rows": rows,
@@ -68,8 +69,8 @@ def measure(devices: list[Any], rows: int, form: str) -> dict[str, Any]:
         "sent MiB": round(sum(one.bytes for one in sent) / 2**20, 3),
         "formula MiB": round(formula(rows, len(devices), form) / 2**20, 3),
         "collectives": dict(counts),
-        "GFLOP": None if looped else round(cost["flops"] / 1e9, 3),
-        "accessed MiB": None if looped else round(cost["bytes accessed"] / 2**20, 1),
+        "GFLOP, loops once": round(cost["flops"] / 1e9, 3),
+        "accessed MiB, loops once": round(cost["bytes accessed"] / 2**20, 1),
     }
 
 
@@ -83,8 +84,8 @@ def formula(rows: int, devices: int, form: str) -> float:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    names = ["machine", "rows", "form", "temporary MiB", "sent MiB", "formula MiB", "GFLOP",
-             "accessed MiB", "collectives"]  # fmt: skip
+    names = ["machine", "rows", "form", "temporary MiB", "sent MiB", "formula MiB",
+             "GFLOP, loops once", "accessed MiB, loops once", "collectives"]  # fmt: skip
     lines = ["| " + " | ".join(names) + " |", "| --- | ---: | --- |" + " ---: |" * 5 + " --- |"]
     for result in results:
         counts = ", ".join(f"{n} {kind}" for kind, n in sorted(result["collectives"].items()))
@@ -94,7 +95,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else f"{value:,}"
+    return value if isinstance(value, str) else f"{value:,}"
 
 
 def main() -> None:
@@ -128,7 +129,16 @@ def main() -> None:
                 results.append({"machine": machine, **measure(list(devices), rows, form)})
                 print(json.dumps(results[-1]), flush=True)
     command = " ".join(["devices.py", *sys.argv[1:]])
-    record = {"command": command, "jax": jax.__version__, "results": results}
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12"]
+    record = {
+        "command": command,
+        "results": results,
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("jax", "jaxlib", *(["libtpu"] if options.topology else []))
+        },
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+    }
     name = "tpu" if options.topology else "devices"
     (HERE / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     (HERE / f"{name}.md").write_text(table(results))
