@@ -129,6 +129,7 @@ def triplet_loss(
     loss_i = mean of max(0, |z_i - z_p|^2 - |z_i - z_n|^2 + 2 temperature) over P(i) and N(i),
     averaged over the views of each sample. It takes O(N log N) time an anchor, not one term a
     triplet: negatives are sorted, and each positive meets the sum of those that are too close.
+    All pairs are held at once.
     With classes of equal size, the mean of the result is that over all triplets.
 
     Args:
