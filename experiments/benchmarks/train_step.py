@@ -100,7 +100,9 @@ def jax_loop(batch: int) -> Callable[[], None]:
     images = np.random.RandomState(0).randint(0, 256, (10 * batch, 32, 32, 3), np.uint8)
     labels = np.arange(10 * batch, dtype=np.int32) % 10
     names = tuple(map(str, range(10)))
-    source = Source("random", len(labels), names, (32, 32, 3), lambda i: (images[i], labels[i]))
+    source = Source(
+        "random", len(labels), names, (32, 32, 3), lambda i: (images[i], labels[i]), lambda: labels
+    )
     mesh = parallel.make_mesh(jax.devices()[:1])
     stage = train.build_stage(config, "supcon", train.Data(source, source, source, source), mesh)
     state = train.create(stage, config, mesh, None)

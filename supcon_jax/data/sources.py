@@ -2,18 +2,26 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 Loaded = tuple[np.ndarray, np.ndarray]  # images [n, H, W, C] uint8, labels [n] int32
 CHANNEL_MODES = {1: "L", 3: "RGB"}
+
+
+class Encoded(NamedTuple):
+    """An image that is not decoded yet: where it is, for messages; its file or bytes; its label."""
+
+    where: str
+    image: Path | bytes
+    label: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,8 @@ class Source:
       class_names: label k is `class_names[k]`.
       image_shape: height, width and channels of every loaded image.
       load: `indices [n] -> (images [n, H, W, C] uint8, labels [n] int32)`.
+      labels: `() -> [size] int32`, all labels without decoding an image.
+      read: `indices [n] -> n encoded images`; None where the images are decoded in memory.
     """
 
     name: str
@@ -33,6 +43,8 @@ class Source:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     load: Callable[[np.ndarray], Loaded]
+    labels: Callable[[], np.ndarray]
+    read: Callable[[np.ndarray], list[Encoded]] | None = None
 
 
 def open_source(
@@ -75,14 +87,28 @@ def open_source(
 
 def in_memory(source: Source) -> Source:
     """The same source with all images decoded."""
-    images, labels = source.load(np.arange(source.size))
-    return replace(source, load=lambda indices: (images[indices], labels[indices]))
+    return _of_arrays(source, *source.load(np.arange(source.size)))
+
+
+def _of_arrays(source: Source, images: np.ndarray, labels: np.ndarray) -> Source:
+    return replace(
+        source,
+        load=lambda indices: (images[indices], labels[indices]),
+        labels=lambda: labels,
+        read=None,
+    )
 
 
 def subset(source: Source, indices: np.ndarray, name: str) -> Source:
     """Some of the images of a source, under a name of their own."""
+    read = source.read
     return replace(
-        source, name=name, size=len(indices), load=lambda chosen: source.load(indices[chosen])
+        source,
+        name=name,
+        size=len(indices),
+        load=lambda chosen: source.load(indices[chosen]),
+        labels=lambda: source.labels()[indices],
+        read=None if read is None else lambda chosen: read(indices[chosen]),
     )
 
 
@@ -130,6 +156,7 @@ def _digits(split: str, *, fit: Callable, shape: tuple[int, int, int], **_: Any)
         names,
         shape,
         lambda indices: (images[indices], targets[indices]),
+        lambda: targets,
     )
 
 
@@ -157,11 +184,12 @@ def _folder(
     paths = [path for of_class in files for path in of_class]
     labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(f) for f in files])
 
-    def load(indices: np.ndarray) -> Loaded:
-        chosen = [(str(paths[i]), paths[i]) for i in indices]
-        return _decode_all(chosen, fit, shape), labels[indices]
+    def read(indices: np.ndarray) -> list[Encoded]:
+        return [Encoded(str(paths[i]), paths[i], int(labels[i])) for i in indices]
 
-    return Source(str(folder), len(paths), names, shape, load)
+    return Source(
+        str(folder), len(paths), names, shape, _decoder(read, fit, shape), lambda: labels, read
+    )
 
 
 def _is_image(path: Path) -> bool:
@@ -183,22 +211,25 @@ def _tfds(
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     names = tuple(builder.info.features["label"].names)
 
-    def load(indices: np.ndarray) -> Loaded:
+    def read(indices: np.ndarray) -> list[Encoded]:
         rows = records.__getitems__([int(i) for i in indices])
-        labels = np.array([row["label"] for row in rows], np.int32)
-        wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
-        if wrong.size:
-            raise ValueError(
-                f"{name}/{split}: record {indices[wrong[0]]} has label {labels[wrong[0]]}, "
-                f"expected 0 to {len(names) - 1}"
-            )
-        encoded = [
-            (f"{name}/{split} record {i}", row["image"])
+        for i, row in zip(indices, rows, strict=True):
+            if not 0 <= row["label"] < len(names):
+                raise ValueError(
+                    f"{name}/{split}: record {i} has label {row['label']}, expected 0 to "
+                    f"{len(names) - 1}"
+                )
+        return [
+            Encoded(f"{name}/{split} record {i}", row["image"], int(row["label"]))
             for i, row in zip(indices, rows, strict=True)
         ]
-        return _decode_all(encoded, fit, shape), labels
 
-    return Source(f"{name}/{split}", len(records), names, shape, load)
+    def labels() -> np.ndarray:
+        parts = np.array_split(np.arange(len(records)), -(-len(records) // 1000))
+        return np.array([row.label for part in parts for row in read(part)], np.int32)
+
+    load = _decoder(read, fit, shape)
+    return Source(f"{name}/{split}", len(records), names, shape, load, labels, read)
 
 
 def find_tfds(name: str, directory: str) -> Path:
@@ -238,17 +269,21 @@ def _version(info: Path) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else -1 for part in info.parent.name.split("."))
 
 
-def _decode_all(
-    encoded: Sequence[tuple[str, Any]], fit: Callable, shape: tuple[int, int, int]
-) -> np.ndarray:
-    images = np.empty((len(encoded), *shape), np.uint8)
+def _decoder(
+    read: Callable[[np.ndarray], list[Encoded]], fit: Callable, shape: tuple[int, int, int]
+) -> Callable[[np.ndarray], Loaded]:
+    def load(indices: np.ndarray) -> Loaded:
+        rows = read(indices)
+        images = np.empty((len(rows), *shape), np.uint8)
 
-    def decode(place: int) -> None:
-        images[place] = _decode(*encoded[place], fit)
+        def decode(place: int) -> None:
+            images[place] = _decode(rows[place].where, rows[place].image, fit)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the interpreter lock
-        list(pool.map(decode, range(len(encoded)), chunksize=64))
-    return images
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the GIL
+            list(pool.map(decode, range(len(rows)), chunksize=64))
+        return images, np.array([row.label for row in rows], np.int32)
+
+    return load
 
 
 def _decode(where: str, file: str | Path | IO[bytes] | bytes, fit: Callable) -> np.ndarray:

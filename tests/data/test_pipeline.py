@@ -19,7 +19,9 @@ def digits(size):
     images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     targets = labels.astype(np.int32)
     names = tuple("0123456789")
-    return Source("digits", size, names, (8, 8, 1), lambda i: (images[i], targets[i]))
+    return Source(
+        "digits", size, names, (8, 8, 1), lambda i: (images[i], targets[i]), lambda: targets[:size]
+    )
 
 
 def numbered(size):
@@ -29,7 +31,8 @@ def numbered(size):
         high, low = np.divmod(indices, 256)
         return np.stack([high, low], -1).astype(np.uint8)[:, None, None], np.int32(indices % 7)
 
-    return Source("numbered", size, tuple("abcdefg"), (1, 1, 2), load)
+    labels = np.int32(np.arange(size) % 7)
+    return Source("numbered", size, tuple("abcdefg"), (1, 1, 2), load, lambda: labels)
 
 
 def numbers(batch):

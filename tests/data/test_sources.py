@@ -415,7 +415,7 @@ def test_undecodable_image_is_named(digit_folder, write, memory_limit_gb):
 
 
 def test_source_without_images_is_refused(monkeypatch):
-    empty = sources.Source("nothing/train", 0, ("a",), (8, 8, 1), lambda indices: None)
+    empty = sources.Source("nothing/train", 0, ("a",), (8, 8, 1), lambda i: None, lambda: None)
     monkeypatch.setitem(sources.SOURCES, "nothing", lambda split, **_: empty)
     with pytest.raises(ValueError, match=r"^nothing/train has no images$"):
         read("nothing", "train")

@@ -26,7 +26,9 @@ LABELS = LABELS.astype(np.int32)
 
 def digits(size):
     names = tuple("0123456789")
-    return Source("digits", size, names, (8, 8, 1), lambda i: (IMAGES[i], LABELS[i]))
+    return Source(
+        "digits", size, names, (8, 8, 1), lambda i: (IMAGES[i], LABELS[i]), lambda: LABELS
+    )
 
 
 def state_of(scale):
