@@ -13,12 +13,12 @@ experiments/digits/README.md.
 from ml_collections import ConfigDict
 
 from supcon_jax.config import base
+from supcon_jax.data.datasets import dataset
 
 
 def get_config(recipe: str = "supcon") -> ConfigDict:
     config = base(recipe)
-    config.data.update(source="digits", load_size=8, image_size=8, channels=1, holdout=0.03)
-    config.data.update(mean=(0.305,), std=(0.376,))
+    config.data.update(dataset("digits"), holdout=0.03)
     config.model.update(depth=10, width=0.125, normalize=recipe != "cross_entropy")
     for stage in (config.supcon, config.simclr, config.linear, config.cross_entropy):
         stage.update(batch_size=128)

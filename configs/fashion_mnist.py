@@ -13,12 +13,12 @@ Accuracy: not yet run whole.
 from ml_collections import ConfigDict
 
 from supcon_jax.config import base
+from supcon_jax.data.datasets import dataset
 
 
 def get_config(recipe: str = "supcon") -> ConfigDict:
     config = base(recipe)
-    config.data.update(source="tfds", name="fashion_mnist", load_size=28, image_size=28, channels=1)
-    config.data.update(mean=(0.286,), std=(0.353,))
+    config.data.update(dataset("fashion_mnist"))
     config.model.update(width=0.25)
     for stage in (config.supcon, config.simclr):
         stage.update(epochs=50.0, warmup_epochs=2.0)

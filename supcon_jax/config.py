@@ -18,17 +18,30 @@ RECIPES = {
     "supcon": ("supcon", "linear"),
     "simclr": ("simclr", "linear"),
     "cross_entropy": ("cross_entropy",),
+    "linear": ("linear",),
 }
 STAGES = ("supcon", "simclr", "linear", "cross_entropy")
 
 # What the result does not depend on: paths, logging, and what the hardware allows.
-NOT_HASHED = ("data.dir", "data.memory_limit_gb", "log", "checkpoint", "evaluation.batch_size")
+NOT_HASHED = (
+    "data.dir",
+    "data.memory_limit_gb",
+    "data.workers",
+    "model.remat",
+    "log",
+    "checkpoint",
+    "evaluation.batch_size",
+)
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "data.source": ("digits", "folder", "tfds"),
     "data.channels": (1, 3),
+    "model.name": ("resnet", "vit"),
     "model.depth": (10, 18, 34, 50, 101, 152, 200),
     "model.stem": ("cifar", "imagenet"),
+    "model.first_shortcut": ("projection", "identity"),
+    "model.size": ("ti", "s", "b"),
+    "model.pool": ("token", "mean"),
     "model.batch_norm": ("global", "local"),
     "model.dtype": ("float32", "bfloat16"),
     "objective.loss": ("supcon", "supcon_in"),
@@ -36,6 +49,21 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "objective.denominator_mode": ("all", "one_positive", "only_negatives"),
     "objective.exchange": ("gather", "ring"),
     "start_from": ("scratch", "previous"),
+    "optimizer.name": ("sgd", "nesterov", "lars", "rmsprop", "adamw"),
+    "optimizer.weight_decay_kind": ("l2", "decoupled", "lars"),
+    "optimizer.exclude": ("none", "norm", "norm_and_bias"),
+    "schedule.name": ("cosine", "exponential", "step", "constant"),
+    "augment.name": (
+        "crop_flip",
+        "sim_augment",
+        "auto_augment",
+        "rand_augment",
+        "stacked_rand_augment",
+    ),
+    "augment.jitter_form": ("torchvision", "tensorflow"),
+    "augment.table": ("imagenet", "cifar"),
+    "mix": ("none", "mixup", "cutmix"),
+    "head.kernel_init": ("lecun_normal", "glorot_uniform", "normal_0.01", "zeros"),
 }
 
 
@@ -44,7 +72,8 @@ def base(recipe: str = "supcon") -> ConfigDict:
 
     Args:
       recipe: "supcon" (contrastive with labels, then a linear classifier on the frozen encoder),
-        "simclr" (the same without labels) or "cross_entropy".
+        "simclr" (the same without labels), "cross_entropy", or "linear" (a classifier on the
+        encoder in `model.weights`).
 
     Returns:
       A configuration whose fields are locked: values can change, names cannot.
@@ -70,15 +99,29 @@ def base(recipe: str = "supcon") -> ConfigDict:
                 channels=3,  # 1 (grey) or 3 (RGB)
                 mean=(0.5, 0.5, 0.5),  # subtracted from pixels in [0, 1], one a channel
                 std=(0.5, 0.5, 0.5),  # then divided by
-                memory_limit_gb=4.0,  # a split up to this size is kept decoded in memory
+                memory_limit_gb=4.0,  # a split up to this size is kept decoded; others are streamed
+                workers=-1,  # processes that decode streamed images; -1: one a core, 0: threads
+                fraction=1.0,  # of the training images of each class, a fixed choice
+                per_class=0,  # training images of each class; 0: all
+                imbalance=1.0,  # images of the first class over those of the last, an even decay
+                label_noise=0.0,  # share of training labels drawn anew from all classes, once
             ),
             model=dict(
+                name="resnet",  # resnet or vit
                 depth=18,  # of the ResNet: 10, 18, 34, 50, 101, 152, 200
                 width=1.0,  # multiplies the filters
+                groups=1,  # of the 3x3 convolutions; ResNeXt 32x4d: 32, and 4 below
+                group_width=64,  # filters of each in the first group of blocks
                 stem="cifar",  # cifar (3x3, stride 1) or imagenet (7x7, stride 2, max-pool)
-                batch_norm="global",  # statistics of the global batch, or local: of each device's
+                first_shortcut="projection",  # of depths below 50; torchvision: identity
                 zero_init_residual=True,  # last batch-norm scale of each block starts at 0
+                batch_norm="global",  # statistics of the global batch, or local: of each device's
+                size="s",  # of the Vision Transformer: ti, s, b
+                patch=16,  # its side in pixels
+                pool="token",  # its output: the class token's, or the mean of all
                 normalize=False,  # heads get the encoder's output at length 1
+                weights="",  # to start from: .pth, .npz or .safetensors with torchvision's names
+                remat=False,  # less memory, more time: blocks are computed again going backward
                 dtype="float32",  # of the computation; parameters and losses are float32
             ),
             evaluation=dict(
@@ -97,14 +140,14 @@ def base(recipe: str = "supcon") -> ConfigDict:
             simclr=_contrastive_stage(use_labels=False, temperature=0.5),
             linear=_stage(
                 objective=dict(name="cross_entropy", label_smoothing=0.0),
-                head=dict(name="classifier"),
+                head=dict(name="classifier", kernel_init="lecun_normal"),
                 views=1,
                 frozen=("encoder",),
                 start_from="previous",
             ),
             cross_entropy=_stage(
                 objective=dict(name="cross_entropy", label_smoothing=0.0),
-                head=dict(name="classifier"),
+                head=dict(name="classifier", kernel_init="lecun_normal"),
                 views=1,
                 frozen=(),
                 start_from="scratch",
@@ -131,6 +174,7 @@ def _contrastive_stage(*, use_labels: bool, temperature: float) -> dict[str, Any
             name="projection",
             layers=(128,),  # output sizes; one entry is a linear projection
             batch_norm=False,  # in the hidden layers
+            kernel_init="lecun_normal",  # glorot_uniform, normal_0.01; of a classifier also zeros
         ),
         views=2,
         frozen=(),
@@ -150,20 +194,35 @@ def _stage(
         epochs=100.0,  # passes over the training images; may be fractional
         warmup_epochs=0.0,  # of them with a linearly rising learning rate
         batch_size=256,  # images (not views) in the global batch
+        micro_batches=1,  # gradient accumulation, for cross_entropy only
+        samples_per_class=0,  # of every class in a batch, all classes equally often; 0: as drawn
+        mix="none",  # mixup or cutmix of two images and their labels, for cross_entropy only
+        mix_alpha=1.0,  # of the Beta distribution of the first image's share
+        average=0.0,  # decay of a moving average of the parameters, which is evaluated; 0: none
         loss_scale=1.0,  # factor on the loss for the gradient; the logged loss is without it
         optimizer=dict(
-            name="sgd",
+            name="sgd",  # sgd, nesterov, lars, rmsprop, adamw
             momentum=0.9,
-            nesterov=False,
-            weight_decay=1e-4,  # L2, added to the gradient
-            decay_all=False,  # True: also of biases and batch-norm scales
+            decay=0.9,  # of RMSProp's mean square
+            epsilon=1e-3,  # of RMSProp (inside the root) and AdamW
+            betas=(0.9, 0.999),  # of AdamW
+            trust_coefficient=1e-3,  # of LARS
+            weight_decay=1e-4,
+            weight_decay_kind="l2",  # l2: in the gradient; decoupled: of AdamW; lars: inside LARS
+            exclude="norm_and_bias",  # from decay and layer adaptation: none, norm, norm_and_bias
         ),
         schedule=dict(
-            name="cosine",
+            name="cosine",  # cosine, exponential (staircase), step, constant; after the warm-up
             learning_rate=0.1,  # the peak, used as it stands: nothing rescales it
-            final_ratio=0.0,  # last learning rate / peak
+            warmup_start=0.0,  # learning rate at step 0 of a warm-up
+            final_ratio=0.0,  # of cosine: last learning rate / peak
+            decay_rate=0.1,  # of exponential and step: factor at each drop
+            decay_epochs=1.0,  # of exponential: from drop to drop
+            boundaries=(),  # of step: epochs of the drops, from the end of the warm-up
         ),
         augment=dict(
+            # crop_flip; sim_augment: jitter, grey, blur; auto_augment: table; rand_augment: layers,
+            # magnitude; stacked_rand_augment: jitter, layers, magnitude, grey, blur
             name="sim_augment",
             crop_area=(0.2, 1.0),  # share of the image; (1, 1) and ratio (1, 1): no crop
             crop_ratio=(0.75, 4 / 3),  # width / height
@@ -171,7 +230,13 @@ def _stage(
             flip=0.5,  # probability
             jitter=0.5,  # strength s: brightness, contrast, saturation 0.8 s, hue 0.2 s; 0: off
             jitter_probability=0.8,
+            jitter_form="torchvision",  # or tensorflow: additive brightness
             grey=0.2,  # probability
+            blur=0.0,  # probability; sigma uniform in 0.1 to 2 pixels
+            table="imagenet",  # of AutoAugment: imagenet or cifar
+            layers=2,  # of RandAugment: operations one after the other
+            magnitude=10.0,  # of RandAugment: 0 to 10
+            cutout=0,  # pixels; side of a grey square at the end
         ),
     )
 
@@ -249,18 +314,54 @@ def validate(config: ConfigDict) -> None:
     for name in config.stages:
         if name not in STAGES:
             raise ValueError(f"config.stages: no stage {name!r}{nearest(name, STAGES)}")
-        stage = config[name]
-        _require(stage.epochs > 0, f"{name}.epochs", "positive", stage.epochs)
-        _require(stage.batch_size > 0, f"{name}.batch_size", "positive", stage.batch_size)
-        _require(stage.views > 0, f"{name}.views", "positive", stage.views)
-        if stage.objective.name == "contrastive":
-            temperature = stage.objective.temperature
-            _require(temperature > 0, f"{name}.objective.temperature", "positive", temperature)
-            cap, expected = stage.objective.positives_cap, "-1 or a multiple of the views"
-            multiple = cap == -1 or (cap >= 0 and cap % stage.views == 0)
-            _require(multiple, f"{name}.objective.positives_cap", expected, cap)
-            size = stage.objective.block_size
-            _require(size >= 0, f"{name}.objective.block_size", "0 or more", size)
+        _check_stage(name, config[name])
+    first = config.stages[0]
+    given = config[first].start_from == "scratch" or bool(config.model.weights)
+    expected = "scratch for the first stage, or config.model.weights the file of an encoder"
+    _require(given, f"{first}.start_from", expected, config[first].start_from)
+
+
+def _check_stage(name: str, stage: ConfigDict) -> None:
+    for field in ("epochs", "batch_size", "views"):
+        _require(stage[field] > 0, f"{name}.{field}", "positive", stage[field])
+    _require(0 <= stage.average < 1, f"{name}.average", "from 0 to below 1", stage.average)
+    _check_micro_batches(name, stage)
+    _check_mix(name, stage)
+    if stage.objective.name == "contrastive":
+        _check_contrastive(name, stage)
+
+
+def _check_contrastive(name: str, stage: ConfigDict) -> None:
+    temperature = stage.objective.temperature
+    _require(temperature > 0, f"{name}.objective.temperature", "positive", temperature)
+    cap, expected = stage.objective.positives_cap, "-1 or a multiple of the views"
+    multiple = cap == -1 or (cap >= 0 and cap % stage.views == 0)
+    _require(multiple, f"{name}.objective.positives_cap", expected, cap)
+    size = stage.objective.block_size
+    _require(size >= 0, f"{name}.objective.block_size", "0 or more", size)
+    init = stage.head.kernel_init
+    _require(init != "zeros", f"{name}.head.kernel_init", "other than zeros, which stay so", init)
+
+
+def _check_micro_batches(name: str, stage: ConfigDict) -> None:
+    parts, field = stage.micro_batches, f"{name}.micro_batches"
+    divides = parts > 0 and stage.batch_size % parts == 0
+    _require(divides, field, f"a divisor of the batch size {stage.batch_size}", parts)
+    single = parts == 1 or stage.objective.name == "cross_entropy"
+    expected = (
+        "1 for a contrastive objective, which compares all images of a batch (accumulated over "
+        "parts it would be another loss; a gradient cache is what such a batch needs)"
+    )
+    _require(single, field, expected, parts)
+
+
+def _check_mix(name: str, stage: ConfigDict) -> None:
+    if stage.mix == "none":
+        return
+    one_label = stage.objective.name == "cross_entropy" and stage.views == 1
+    expected = "none but for cross_entropy with one view: a mixed image has no class of its own"
+    _require(one_label, f"{name}.mix", expected, stage.mix)
+    _require(stage.mix_alpha > 0, f"{name}.mix_alpha", "positive", stage.mix_alpha)
 
 
 def _require(condition: bool, field: str, expected: str, value: Any) -> None:

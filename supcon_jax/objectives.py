@@ -107,22 +107,27 @@ def cross_entropy(
 
     Args:
       outputs: logits `[b, v, classes]`.
-      batch: with "label" `[b]`.
+      batch: with "label" `[b]`; or, of mixed images, "label" `[b, 2]` and "share" `[b]` of the
+        first, whose targets are mixed in the same way.
       aux: not used.
       label_smoothing: share of the target spread evenly over all classes.
       axis_name: not used; every example stands alone.
 
     Returns:
-      Losses `[b]`, weights (ones) `[b]`, and the metric `accuracy`.
+      Losses `[b]`, weights (ones) `[b]`, and the metric `accuracy` (share of the target that the
+      largest logit has).
     """
     del aux, axis_name
-    targets = jnp.broadcast_to(batch["label"][:, None], outputs.shape[:2])
-    smooth = optax.smooth_labels(
-        jnp.eye(outputs.shape[-1], dtype=outputs.dtype)[targets], label_smoothing
-    )
+    labels = batch["label"].reshape(outputs.shape[0], -1)
+    share = batch["share"] if "share" in batch else jnp.ones(outputs.shape[0])
+    shares = jnp.stack([share, 1 - share], -1)[:, : labels.shape[1], None].astype(outputs.dtype)
+    targets = (jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype) * shares).sum(1)
+    targets = jnp.broadcast_to(targets[:, None], outputs.shape)
+    smooth = optax.smooth_labels(targets, label_smoothing)
     values = optax.softmax_cross_entropy(outputs, smooth).mean(-1)
     weights = jnp.ones_like(values)
-    accuracy = (outputs.argmax(-1) == targets).astype(values.dtype).mean(-1)
+    predicted = outputs.argmax(-1)[..., None]
+    accuracy = jnp.take_along_axis(targets, predicted, -1).mean((1, 2))
     return values, weights, {"accuracy": (accuracy, weights)}
 
 

@@ -1,6 +1,8 @@
 """The training state: arrays only, so that a checkpoint is nothing but arrays."""
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import flax
 import jax
@@ -22,7 +24,8 @@ class TrainState(flax.struct.PyTreeNode):
       batch_stats: running batch-norm statistics of all parts.
       opt_state: optimizer state of `params`.
       key: random key that all randomness of the stage comes from.
-      aux: what an objective carries from step to step; empty for the present ones.
+      aux: what else is carried from step to step: "average", the moving average of `params`, where
+        a stage keeps one.
     """
 
     step: PyTree
@@ -33,41 +36,60 @@ class TrainState(flax.struct.PyTreeNode):
     key: PyTree
     aux: PyTree = flax.struct.field(default_factory=dict)
 
+    @property
+    def evaluated(self) -> PyTree:
+        """The trainable parameters to evaluate and to hand on: their average where there is one."""
+        return self.aux.get("average", self.params)
+
 
 def create_state(
     model: Model,
     tx: optax.GradientTransformation,
     key: Key[Array, ""],
     image_shape: tuple[int, int, int],
-    previous: TrainState | None = None,
+    encoder: Mapping[str, Any] | None = None,
+    average: bool = False,
 ) -> TrainState:
-    """A fresh state, with the encoder of an earlier stage where one is given.
+    """A fresh state, with the encoder of an earlier stage (or of a file) where one is given.
 
     Args:
       model: the stage's model; its `frozen` names the parts that are not trained.
       tx: optimizer.
       key: for the initial values and, folded apart, for the stage.
       image_shape: height, width and channels of a view.
-      previous: last state of the stage whose encoder this one starts from, or None.
+      encoder: "params" and "batch_stats" of the encoder to start from, see `encoder_of`, or None.
+      average: keep a moving average of the trainable parameters.
 
     Returns:
       The state at step 0.
 
     Raises:
-      ValueError: the encoder of the earlier stage does not fit the model.
+      ValueError: the given encoder does not fit the model.
     """
     init_key, stage_key = jax.random.split(key)
     # Run once, so it is compiled quickly rather than well: 4 s instead of 15 s on a CPU.
     options = {"xla_backend_optimization_level": 0}
     initialize = jax.jit(partial(model.init, train=False), compiler_options=options)
     variables = initialize(init_key, jax.numpy.zeros((1, *image_shape)))
+    return from_variables(model, tx, variables, stage_key, encoder, average)
+
+
+def from_variables(
+    model: Model,
+    tx: optax.GradientTransformation,
+    variables: Mapping[str, Any],
+    key: Key[Array, ""],
+    encoder: Mapping[str, Any] | None = None,
+    average: bool = False,
+) -> TrainState:
+    """The state at step 0 with the variables of `model.init`; see `create_state`."""
     params = dict(variables["params"])
     batch_stats = dict(variables.get("batch_stats", {}))
-    if previous is not None:
-        earlier = merge(previous.params, previous.frozen)["encoder"]
-        _check_same(params["encoder"], earlier)
-        params["encoder"] = earlier
-        batch_stats["encoder"] = previous.batch_stats["encoder"]
+    if encoder is not None:
+        _check_same(params["encoder"], encoder["params"])
+        params["encoder"] = encoder["params"]
+        if encoder["batch_stats"]:
+            batch_stats["encoder"] = encoder["batch_stats"]
     trainable = {name: part for name, part in params.items() if name not in model.frozen}
     return TrainState(
         step=jax.numpy.zeros((), jax.numpy.int32),
@@ -75,8 +97,17 @@ def create_state(
         frozen={name: part for name, part in params.items() if name in model.frozen},
         batch_stats=batch_stats,
         opt_state=tx.init(trainable),
-        key=stage_key,
+        key=key,
+        aux={"average": jax.tree.map(jax.numpy.copy, trainable)} if average else {},
     )
+
+
+def encoder_of(state: TrainState) -> dict[str, PyTree]:
+    """The encoder's "params" (averaged where the stage keeps an average) and "batch_stats"."""
+    return {
+        "params": merge(state.evaluated, state.frozen)["encoder"],
+        "batch_stats": state.batch_stats.get("encoder", {}),
+    }
 
 
 def merge(params: PyTree, frozen: PyTree) -> PyTree:
@@ -93,6 +124,6 @@ def _check_same(expected: PyTree, found: PyTree) -> None:
     if differing:
         names = ", ".join(f"{name} {shape}" for name, shape in differing[:4])
         raise ValueError(
-            f"the encoder of the stage before does not fit this model: {len(differing)} parameters "
+            f"the encoder to start from does not fit this model: {len(differing)} parameters "
             f"differ, such as {names}"
         )

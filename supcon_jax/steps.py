@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from supcon_jax.accumulation import accumulated
 from supcon_jax.models import Model
 from supcon_jax.objectives import Metrics, Objective
+from supcon_jax.optimizers import update_average
 from supcon_jax.state import TrainState, merge
 
 Batch = Mapping[str, Array]
@@ -25,8 +27,10 @@ def train_step(
     model: Model,
     tx: optax.GradientTransformation,
     objective: Objective,
-    augment: Callable[[Array, Array], Array],
+    augment: Callable[[Array, Batch], Array],
     loss_scale: float = 1.0,
+    micro_batches: int = 1,
+    average: float = 0.0,
     log_every: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
@@ -39,8 +43,10 @@ def train_step(
       model: encoder and head.
       tx: optimizer of `state.params`.
       objective: see `objectives`.
-      augment: `(keys [b], images) -> views [b, v, h, w, c]`.
+      augment: `(keys [b], batch) -> views [b, v, h, w, c]`.
       loss_scale: factor on the loss that is differentiated; the reported one is without it.
+      micro_batches: parts that the gradient is accumulated over; 1 for all contrastive objectives.
+      average: decay of the moving average of the parameters, 0 for none.
       log_every: the objective's metrics are computed at these steps only, and are 0 at others.
       axis_name: mapped axis that the batch is split over, or None.
 
@@ -56,18 +62,25 @@ def train_step(
         return total / jnp.maximum(count, 1)
 
     keys = example_keys(state, batch["position"])
-    views = augment(keys, batch["image"])
+    views = augment(keys, batch)
 
-    def scaled_loss(params: PyTree) -> tuple[Array, tuple[Array, Array, PyTree]]:
-        outputs, batch_stats = forward(model, params, state, views)
+    def scaled_loss(
+        params: PyTree, batch_stats: PyTree, views: Array, batch: Batch
+    ) -> tuple[Array, tuple[Array, Array, PyTree]]:
+        variables = {"params": merge(params, state.frozen), "batch_stats": batch_stats}
+        outputs, batch_stats = forward(model, variables, views)
         losses, weights, _ = objective(outputs, batch, state.aux)
         loss = mean(losses, weights)  # the sum over devices belongs inside of the gradient
+        if axis_name is not None:  # local batch norm: the running statistics are averaged
+            batch_stats = jax.lax.pmean(batch_stats, axis_name)
         return loss_scale * loss, (loss, outputs, batch_stats)
 
-    grads, (loss, outputs, batch_stats) = jax.grad(scaled_loss, has_aux=True)(state.params)
+    gradient = accumulated(jax.grad(scaled_loss, has_aux=True), micro_batches)
+    grads, (loss, outputs, batch_stats) = gradient(state.params, state.batch_stats, views, batch)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    if axis_name is not None:  # local batch norm: the running statistics are averaged
-        batch_stats = jax.lax.pmean(batch_stats, axis_name)
+    params, aux = optax.apply_updates(state.params, updates), state.aux
+    if average:
+        aux = {**aux, "average": update_average(aux["average"], params, average)}
 
     def measure() -> dict[str, Array]:
         metrics: Metrics = objective(outputs, batch, state.aux)[2]
@@ -78,9 +91,10 @@ def train_step(
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads) / loss_scale, **measured}
     state = state.replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
+        aux=aux,
     )
     return state, metrics
 
@@ -99,20 +113,19 @@ def eval_step(
     Returns:
       "features" `[b, features]` (the encoder's) and "outputs" `[b, outputs]`, float32.
     """
-    variables = {"params": merge(state.params, state.frozen), "batch_stats": state.batch_stats}
+    variables = {"params": merge(state.evaluated, state.frozen), "batch_stats": state.batch_stats}
     applied: Any = model.apply(variables, preprocess(batch["image"]), train=False)
     features, outputs = applied
     return {"features": features.astype(jnp.float32), "outputs": outputs.astype(jnp.float32)}
 
 
 def forward(
-    model: Model, params: PyTree, state: TrainState, views: Float[Array, "b v h w c"]
+    model: Model, variables: Mapping[str, PyTree], views: Float[Array, "b v h w c"]
 ) -> tuple[Float[Array, "b v k"], PyTree]:
     """Outputs of all views, in training mode, and the running batch statistics after them."""
-    variables = {"params": merge(params, state.frozen), "batch_stats": state.batch_stats}
     flat = views.reshape(-1, *views.shape[2:])
     (_, outputs), updated = model.apply(variables, flat, train=True, mutable=["batch_stats"])
-    batch_stats = {**state.batch_stats, **updated.get("batch_stats", {})}
+    batch_stats = {**variables["batch_stats"], **updated.get("batch_stats", {})}
     return outputs.reshape(*views.shape[:2], -1), batch_stats
 
 

@@ -8,9 +8,10 @@ A run that was stopped goes on from its last checkpoint when started again with 
 """
 
 import json
+import os
 import sys
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -28,13 +29,16 @@ from supcon_jax import config as configuration
 from supcon_jax import parallel, report
 from supcon_jax.checkpoints import Checkpoints
 from supcon_jax.data import pipeline, policies
+from supcon_jax.data.selection import select
 from supcon_jax.data.sources import Source, hold_out, open_source, subset
+from supcon_jax.data.streaming import stream
 from supcon_jax.evaluation.embed import Embedded, embed, knn_accuracy, top_k_accuracy
 from supcon_jax.logs import Logs, Recorder, read_metrics
-from supcon_jax.models import Model, ResNet, make_head
+from supcon_jax.models import Model, make_encoder, make_head
+from supcon_jax.models.torch_weights import load_torch_encoder
 from supcon_jax.objectives import OBJECTIVES
-from supcon_jax.optimizers import OPTIMIZERS, SCHEDULES
-from supcon_jax.state import TrainState, create_state
+from supcon_jax.optimizers import make_optimizer, make_schedule
+from supcon_jax.state import TrainState, create_state, encoder_of
 from supcon_jax.steps import eval_step, train_step
 
 
@@ -164,12 +168,49 @@ def batches(
     stage: Stage, start: int, config: ConfigDict, source: Source, mesh: Mesh
 ) -> Generator[dict[str, jax.Array]]:
     """The global batches of a stage from a step on, split over the devices."""
-    size = config[stage.name].batch_size
-    for k in range(start, stage.steps):
-        batch = pipeline.training_batch(
-            source, k, seed=config.seed, stage=stage.name, batch_size=size
-        )
-        yield parallel.shard(batch, mesh)
+    of_stage = config[stage.name]
+    options: dict[str, Any] = {
+        "seed": config.seed,
+        "stage": stage.name,
+        "batch_size": of_stage.batch_size,
+        "samples_per_class": of_stage.samples_per_class,
+        "mix_alpha": of_stage.mix_alpha if of_stage.mix != "none" else 0.0,
+    }
+    numbers = range(start, stage.steps)
+    if source.read is None:
+        made = (pipeline.training_batch(source, k, **options) for k in numbers)
+    else:
+        made = streamed_batches(source, numbers, config, of_stage, options)
+    with closing(made):
+        for batch in made:
+            yield parallel.shard(batch, mesh)
+
+
+def streamed_batches(
+    source: Source, numbers: range, config: ConfigDict, stage: ConfigDict, options: dict[str, Any]
+) -> Generator[pipeline.Batch]:
+    """Batches with random crops of `data.image_size`, made while the images are decoded."""
+    by_class = pipeline.images_by_class(source) if options["samples_per_class"] else ()
+    indices_of = partial(pipeline.stored_indices, size=source.size, by_class=by_class, **options)
+    alpha, draws = options["mix_alpha"], {name: options[name] for name in ("seed", "stage")}
+    made = stream(
+        source,
+        start=numbers.start,
+        stop=numbers.stop,
+        batch_size=stage.batch_size,
+        views=stage.views,
+        size=config.data.image_size,
+        channels=config.data.channels,
+        area=tuple(stage.augment.crop_area),
+        ratio=tuple(stage.augment.crop_ratio),
+        workers=config.data.workers if config.data.workers >= 0 else os.cpu_count() or 1,
+        indices_of=indices_of,
+        **draws,
+    )
+    with closing(made):
+        for k, batch in zip(numbers, made, strict=True):
+            share = pipeline.mixing(stage.batch_size, k, alpha=alpha, **draws)[1] if alpha else None
+            yield batch if share is None else {**batch, "share": share}
 
 
 def _due(step: int, every_epochs: float, stage: Stage) -> bool:
@@ -223,6 +264,13 @@ def open_data(config: ConfigDict) -> Data:
             f"{', '.join(differing[:5])}"
         )
     train, heldout = hold_out(whole, config.data.holdout)
+    train = select(
+        train,
+        fraction=config.data.fraction,
+        per_class=config.data.per_class,
+        imbalance=config.data.imbalance,
+        label_noise=config.data.label_noise,
+    )
     chosen = np.random.RandomState(0).permutation(train.size)[: config.evaluation.references]
     return Data(train, heldout, subset(train, np.sort(chosen), "references"), test)
 
@@ -230,26 +278,31 @@ def open_data(config: ConfigDict) -> Data:
 def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
     """Model, optimizer, objective and the two compiled steps of a stage."""
     stage = config[name]
-    _check_batch_size(name, stage.batch_size, data.train, mesh)
+    _check_batch_size(name, stage.batch_size, stage.micro_batches, data.train, mesh)
+    if stage.samples_per_class:
+        sizes = {"batch_size": stage.batch_size, "samples_per_class": stage.samples_per_class}
+        if warning := pipeline.check_balance(data.train, **sizes):
+            print(warning, file=sys.stderr)
     model = build_model(config, name, classes=len(data.train.class_names))
     steps_per_epoch = data.train.size // stage.batch_size
     steps = max(1, round(stage.epochs * steps_per_epoch))
-    schedule = _chosen(
-        SCHEDULES,
-        stage.schedule,
-        steps=steps,
-        warmup_steps=round(stage.warmup_epochs * steps_per_epoch),
-    )()
-    tx = _chosen(OPTIMIZERS, stage.optimizer)(schedule)
+    schedule = build_schedule(stage, steps, steps_per_epoch)
+    tx = make_optimizer(schedule=schedule, **stage.optimizer)
     pixels: dict[str, Any] = {"mean": tuple(config.data.mean), "std": tuple(config.data.std)}
-    policy = _chosen(policies.POLICIES, stage.augment, size=config.data.image_size)()
+    policy = policies.make_policy(
+        size=config.data.image_size, host_crop=data.train.read is not None, **stage.augment
+    )
+    augment = partial(policies.make_views, policies=[policy] * stage.views, mix=stage.mix, **pixels)
+    objective = {field: value for field, value in stage.objective.items() if field != "name"}
     training = partial(
         train_step,
         model=model,
         tx=tx,
-        objective=_chosen(OBJECTIVES, stage.objective, axis_name=parallel.AXIS),
-        augment=partial(policies.make_views, policies=[policy] * stage.views, **pixels),
+        objective=partial(OBJECTIVES[stage.objective.name], axis_name=parallel.AXIS, **objective),
+        augment=augment,
         loss_scale=stage.loss_scale,
+        micro_batches=stage.micro_batches,
+        average=stage.average,
         log_every=config.log.every_steps,
         axis_name=parallel.AXIS,
     )
@@ -270,53 +323,64 @@ def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
 
 def build_model(config: ConfigDict, name: str, classes: int) -> Model:
     """The encoder of all stages with the head of one of them."""
-    of_model = config.model
+    options = config.model.to_dict()
+    dtype, batch_norm = options.pop("dtype"), options.pop("batch_norm")
+    normalize, _ = options.pop("normalize"), options.pop("weights")
     shared: dict[str, Any] = {
-        "dtype": None if of_model.dtype == "float32" else of_model.dtype,
-        "axis_name": parallel.AXIS if of_model.batch_norm == "global" else None,
+        "dtype": None if dtype == "float32" else dtype,
+        "axis_name": parallel.AXIS if batch_norm == "global" else None,
     }
-    encoder = ResNet(
-        depth=of_model.depth,
-        width=of_model.width,
-        stem=of_model.stem,
-        zero_init_residual=of_model.zero_init_residual,
-        **shared,
-    )
+    encoder = make_encoder(**options, **shared)
     if config.data.image_size < encoder.stride:
         raise ValueError(
-            f"config.data.image_size={config.data.image_size} is too small for ResNet-"
-            f"{of_model.depth} with the {of_model.stem} stem, which needs {encoder.stride} pixels; "
-            "use larger images or --config.model.stem=cifar, which needs 8"
+            f"config.data.image_size={config.data.image_size} is too small for this encoder, which "
+            f"needs {encoder.stride} pixels; use larger images, --config.model.stem=cifar (8 "
+            "pixels) or a smaller --config.model.patch"
         )
     head = make_head(**config[name].head, classes=classes, **shared)
-    return Model(encoder, head, normalize=of_model.normalize, frozen=tuple(config[name].frozen))
+    return Model(encoder, head, normalize=normalize, frozen=tuple(config[name].frozen))
+
+
+def build_schedule(stage: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate of a stage, with its lengths in epochs turned into steps."""
+    options = stage.schedule.to_dict()
+    return make_schedule(
+        steps=steps,
+        warmup_steps=round(stage.warmup_epochs * steps_per_epoch),
+        decay_steps=options.pop("decay_epochs") * steps_per_epoch,
+        boundaries=tuple(round(b * steps_per_epoch) for b in options.pop("boundaries")),
+        **options,
+    )
 
 
 def create(stage: Stage, config: ConfigDict, mesh: Mesh, previous: TrainState | None) -> TrainState:
     """The state that a stage starts from, on all devices."""
     key = jax.random.fold_in(jax.random.key(config.seed), configuration.STAGES.index(stage.name))
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
-    if config[stage.name].start_from == "scratch":
-        previous = None
-    return parallel.replicate(create_state(stage.model, stage.tx, key, shape, previous), mesh)
+    encoder: Mapping[str, Any] | None = None
+    if previous is not None and config[stage.name].start_from == "previous":
+        encoder = encoder_of(previous)
+    elif config.model.weights:
+        encoder = load_torch_encoder(config.model.weights, stage.model.encoder)
+    average = config[stage.name].average > 0
+    state = create_state(stage.model, stage.tx, key, shape, encoder, average)
+    return parallel.replicate(state, mesh)
 
 
-def _chosen(table: dict[str, Callable], section: ConfigDict, **extra: Any) -> Callable:
-    """The function that a section of the configuration names, with the section's other fields."""
-    options = {field: value for field, value in section.items() if field != "name"}
-    return partial(table[section.name], **options, **extra)
-
-
-def _check_batch_size(name: str, batch_size: int, train: Source, mesh: Mesh) -> None:
+def _check_batch_size(
+    name: str, batch_size: int, micro_batches: int, train: Source, mesh: Mesh
+) -> None:
     if batch_size > train.size:
         raise ValueError(
             f"config.{name}.batch_size={batch_size} is larger than the {train.size} training "
             f"images of {train.name}; set it to {train.size // mesh.size * mesh.size} or less"
         )
-    if batch_size % mesh.size:
+    parts = mesh.size * micro_batches
+    if batch_size % parts:
+        times = f" times {micro_batches} micro-batches" if micro_batches > 1 else ""
         raise ValueError(
-            f"config.{name}.batch_size={batch_size} must be a multiple of the {mesh.size} devices, "
-            f"such as {-(-batch_size // mesh.size) * mesh.size}"
+            f"config.{name}.batch_size={batch_size} must be a multiple of the {mesh.size} devices"
+            f"{times}, such as {-(-batch_size // parts) * parts}"
         )
 
 

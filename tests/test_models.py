@@ -1,5 +1,6 @@
 """Encoders and heads: sizes, a forward pass in plain NumPy, batch norm, precision, freezing."""
 
+import re
 from functools import partial
 
 import jax
@@ -26,6 +27,20 @@ PARAMETERS = {
     152: (58_143_808, 58_136_128),
     200: (62_624_832, 62_617_152),
 }
+
+# Published counts with a classifier of 1,000 classes (torchvision's documentation), and those of
+# the authors' ResNeXt without one: 64 groups of 2.
+VARIANTS = [
+    (50, dict(groups=32, group_width=4), 25_028_904),
+    (101, dict(groups=32, group_width=8), 88_791_336),
+    (101, dict(groups=64, group_width=4), 83_455_272),
+    (50, dict(group_width=128), 68_883_240),
+    (50, dict(first_shortcut="identity"), 25_557_032),
+    (18, dict(first_shortcut="identity"), 11_689_512),
+    (34, dict(first_shortcut="identity"), 21_797_672),
+    (50, dict(groups=64, group_width=2), 22_272_576 + 2_049_000),
+    (101, dict(groups=64, group_width=2), 40_794_688 + 2_049_000),
+]
 
 
 def photographs(count, side):
@@ -84,6 +99,13 @@ def test_parameter_counts(depth, stem):
     assert size_of(shapes["batch_stats"]) == size_of(scales)
 
 
+@pytest.mark.parametrize(("depth", "options", "expected"), VARIANTS)
+def test_parameter_counts_of_variants(depth, options, expected):
+    classifier = 1000 * ((2048 if depth >= 50 else 512) + 1)
+    params = shapes_of(ResNet(depth, **options))["params"]
+    assert size_of(params) + classifier == expected
+
+
 def output_of(model, side, **options):
     apply = partial(model.apply, train=False, **options)
     return jax.eval_shape(apply, shapes_of(model, side), jnp.zeros((2, side, side, 3)))
@@ -124,10 +146,47 @@ def test_strides(stem, side, sides, stride):
     assert strided["Conv_1"]["__call__"][0].shape[1] == sides[1]  # the 3x3: version 1.5
 
 
+# What it refuses.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(depth=20), "depth must be one of 10, 18, 34, 50, 101, 152, 200, 1, 2, 3, 4; got 20"),
+        (dict(depth=18, stem="none"), "stem must be one of cifar, imagenet; got 'none'"),
+        (
+            dict(depth=18, first_shortcut="none"),
+            "first_shortcut must be one of projection, identity; got 'none'",
+        ),
+        (
+            dict(depth=18, groups=32, group_width=4),
+            "groups=32 and group_width=4 need bottlenecks, which depths 50, 101, 152, 200, 2, 4 "
+            "have; got depth 18",
+        ),
+        (
+            dict(depth=50, width=0.26, groups=32, group_width=4),
+            "width=0.26 and group_width=4 make groups of 33 * 4 / 64 = 2.0625 filters; choose "
+            "them so that this is a whole number",
+        ),
+        (
+            dict(depth=50, groups=0),
+            "width must be at least 1/64, groups and group_width at least 1; got 1.0, 0 and 64",
+        ),
+    ],
+)
+def test_networks_that_cannot_be_are_refused(options, message, unchecked):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        ResNet(**options)
+
+
 # A forward pass in NumPy.
 
 
 def conv(x, kernel, stride):
+    groups = x.shape[-1] // kernel.shape[2]
+    if groups > 1:
+        parts = zip(np.split(x, groups, -1), np.split(kernel, groups, -1), strict=True)
+        return np.concatenate([conv(*part, stride) for part in parts], -1)
     pad = (len(kernel) - 1) // 2
     x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     height, width = ((side - len(kernel)) // stride + 1 for side in x.shape[1:3])
@@ -174,10 +233,19 @@ def features_of(x, variables, stem, shortcut_only=False):
     return x.mean((1, 2))
 
 
-@pytest.mark.parametrize("depth", [3, 4])
-@pytest.mark.parametrize(("stem", "side"), [("imagenet", 64), ("cifar", 15)])
-def test_forward_pass_equals_numpy(depth, stem, side):
-    model = ResNet(depth, width=0.125, stem=stem)
+@pytest.mark.parametrize(
+    ("depth", "stem", "side", "options"),
+    [
+        (3, "imagenet", 64, {}),
+        (3, "cifar", 15, {}),
+        (3, "cifar", 15, dict(first_shortcut="identity")),
+        (4, "imagenet", 64, {}),
+        (4, "cifar", 15, {}),
+        (4, "cifar", 15, dict(groups=4, group_width=24)),
+    ],
+)
+def test_forward_pass_equals_numpy(depth, stem, side, options):
+    model = ResNet(depth, width=0.125, stem=stem, **options)
     variables = randomized(shapes_of(model, side))
     images = photographs(2, side)
     actual = jax.jit(partial(model.apply, train=False))(variables, images)
@@ -285,6 +353,75 @@ def test_frozen_parts_stay_in_inference_mode(frozen):
     encoder = {kind: tree["encoder"] for kind, tree in variables.items()}
     inferred = features_of(images, encoder, "cifar")
     assert np.allclose(features, inferred, atol=1e-3) == ("encoder" in frozen)
+
+
+# Memory.
+
+
+def gradients_of(model, variables, images):
+    """Loss, gradients and statistics of a training step."""
+
+    def loss(params):
+        apply = partial(model.apply, train=True, mutable=["batch_stats"])
+        features, updated = apply({**variables, "params": params}, images)
+        return jnp.sum(features**2), updated["batch_stats"]
+
+    return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+
+def in_float64(tree):
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
+
+
+@pytest.mark.usefixtures("x64")
+def test_remat_has_the_same_gradients_and_statistics():
+    plain = ResNet(2, width=0.125, stem="cifar")
+    remat = ResNet(2, width=0.125, stem="cifar", remat=True)
+    assert shapes_of(plain, 16) == shapes_of(remat, 16)
+    variables, images = in_float64((randomized(shapes_of(plain, 16)), photographs(4, 16)))
+    expected, actual = (
+        jax.jit(partial(gradients_of, model))(variables, images) for model in (plain, remat)
+    )
+    assert expected[0][0] > 1
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10), actual, expected)
+
+
+@pytest.mark.usefixtures("x64")
+def test_remat_with_statistics_of_all_devices(mesh_of):
+    model = small(remat=True, axis_name="data")
+    variables, images = in_float64((randomized(shapes_of(small(), 16)), photographs(4, 16)))
+
+    def step(variables, images):
+        # The gradients of parameters that all devices have are sums over the devices already.
+        (loss, statistics), gradients = gradients_of(model, variables, images)
+        return (jax.lax.psum(loss, "data"), statistics), gradients
+
+    spec = jax.sharding.PartitionSpec
+    sharded = jax.shard_map(
+        step, mesh=mesh_of(2), in_specs=(spec(), spec("data")), out_specs=spec()
+    )
+    actual = jax.jit(sharded)(variables, images)
+    expected = jax.jit(partial(gradients_of, small()))(variables, images)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10), actual, expected)
+
+
+def test_remat_keeps_less():
+    def kept(model):
+        """Bytes that the backward pass reads, parameters included."""
+        variables = shapes_of(model, 16)
+
+        def backward(variables):
+            def apply(params):
+                every = {**variables, "params": params}
+                return model.apply(every, images, train=True, mutable=["batch_stats"])[0]
+
+            return jax.vjp(apply, variables["params"])[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(backward, variables))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    images = jnp.zeros((32, 16, 16, 3))
+    assert kept(small(remat=True)) < kept(small()) / 2
 
 
 # Precision.

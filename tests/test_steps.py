@@ -14,17 +14,11 @@ from sklearn.datasets import load_digits
 from supcon_jax import objectives, parallel, steps
 from supcon_jax.data import policies
 from supcon_jax.models import Model, ResNet, make_head
-from supcon_jax.state import create_state
+from supcon_jax.state import create_state, encoder_of
 
-POLICY = policies.sim_augment(
-    size=8,
-    crop_area=(0.5, 1.0),
-    crop_ratio=(0.75, 1.33),
-    shift=1,
-    flip=0.5,
-    jitter=0.0,  # the digits have one channel, and its programs take long to compile
-    jitter_probability=0.8,
-    grey=0.0,
+# No jitter: the digits have one channel, and its programs take long to compile.
+POLICY = policies.make_policy(
+    "crop_flip", size=8, crop_area=(0.5, 1.0), crop_ratio=(0.75, 1.33), shift=1, flip=0.5
 )
 AUGMENT = partial(policies.make_views, mean=(0.3,), std=(0.4,))
 
@@ -34,15 +28,17 @@ class TinyEncoder(nn.Module):
 
     axis_name: str | None = None
     dtype: Any = None
+    batch_norm: bool = True
 
     @nn.compact
     def __call__(self, images, train):
         x = images
         for filters in (8, 16):
             x = nn.Conv(filters, (3, 3), strides=2, use_bias=False, dtype=self.dtype)(x)
-            x = nn.BatchNorm(
-                use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype
-            )(x)
+            if self.batch_norm:
+                x = nn.BatchNorm(
+                    use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype
+                )(x)
             x = nn.relu(x)
         return x.mean((1, 2))
 
@@ -67,41 +63,48 @@ def make(
     log_every=1,
     resnet=False,
     options=None,
+    normalizing=True,
+    micro_batches=1,
+    average=0.0,
+    mix="none",
 ):
     """A state in the widest type on, and its step; a learning rate of 1 gives the gradient."""
     if resnet:
         encoder = ResNet(18, width=0.0625, stem="cifar", axis_name=batch_norm, dtype=dtype)
     else:
-        encoder = TinyEncoder(batch_norm, dtype)
+        encoder = TinyEncoder(batch_norm, dtype, normalizing)
     name = "projection" if objective == "contrastive" else "classifier"
     head = make_head(name, classes=10, layers=(16,), dtype=dtype)
     model = Model(encoder, head, frozen=frozen)
     tx = optax.sgd(learning_rate)
-    state = create_state(model, tx, jax.random.key(0), (8, 8, 1))
+    state = create_state(model, tx, jax.random.key(0), (8, 8, 1), average=average > 0)
     if jax.config.read("jax_enable_x64"):
         wide = partial(jax.tree.map, lambda x: x.astype(np.float64) if x.dtype == np.float32 else x)
         state = state.replace(
             params=wide(state.params),
             frozen=wide(state.frozen),
             batch_stats=wide(state.batch_stats),
+            aux=wide(state.aux),
         )
     step = partial(
         steps.train_step,
         model=model,
         tx=tx,
         objective=partial(objectives.OBJECTIVES[objective], axis_name=axis_name, **(options or {})),
-        augment=partial(AUGMENT, policies=[POLICY] * views),
+        augment=partial(wide_augment, views=views, mix=mix),
         loss_scale=loss_scale,
+        micro_batches=micro_batches,
+        average=average,
         log_every=log_every,
         axis_name=axis_name,
     )
     return state, step
 
 
-def wide_augment(keys, images, *, views):
-    """Views in float64, so that rounding does not hide anything."""
-    made = AUGMENT(keys, images, policies=[POLICY] * views)
-    return made.astype(jnp.float64)
+def wide_augment(keys, batch, *, views, mix="none"):
+    """Views in the widest type that is on, so that rounding does not hide anything."""
+    made = AUGMENT(keys, batch, policies=[POLICY] * views, mix=mix)
+    return made.astype(jnp.result_type(float))
 
 
 def run(mesh, state, step, batch, count=1):
@@ -140,12 +143,10 @@ def assert_close(actual, expected, relative):
 def test_sharded_step_equals_unsharded(x64, mesh_of, objective, views, devices):
     batch = digits(32)
     state, step = make(views=views, objective=objective, axis_name=None, batch_norm=None)
-    step = partial(step, augment=partial(wide_augment, views=views))
     expected, expected_metrics = run(None, state, step, batch)
     gradient = jax.tree.map(lambda a, b: a - b, state.params, expected.params)
     for mesh in map(mesh_of, devices):
         sharded, mapped = make(views=views, objective=objective)
-        mapped = partial(mapped, augment=partial(wide_augment, views=views))
         actual, metrics = run(mesh, sharded, mapped, batch)
         np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], rtol=0, atol=1e-12)
         for name in expected_metrics:
@@ -160,11 +161,9 @@ def test_sharded_step_equals_unsharded(x64, mesh_of, objective, views, devices):
 def test_step_in_blocks_equals_the_dense_one(x64, mesh_of, exchange):
     batch = digits(32)
     state, step = make(axis_name=None, batch_norm=None, options=dict(positives_cap=4))
-    step = partial(step, augment=partial(wide_augment, views=2))
     expected, expected_metrics = run(None, state, step, batch)
     options = dict(positives_cap=4, exchange=exchange, block_size=5)
     sharded, mapped = make(options=options)
-    mapped = partial(mapped, augment=partial(wide_augment, views=2))
     actual, metrics = run(mesh_of(4), sharded, mapped, batch)
     gradient = jax.tree.map(lambda a, b: a - b, state.params, expected.params)
     assert_close(jax.tree.map(lambda a, b: a - b, sharded.params, actual.params), gradient, 1e-9)
@@ -177,9 +176,8 @@ def test_step_in_blocks_equals_the_dense_one(x64, mesh_of, exchange):
 def test_sharded_resnet_equals_unsharded(x64, mesh_of):
     batch = digits(16)
     state, step = make(axis_name=None, batch_norm=None, resnet=True)
-    expected, _ = run(None, state, partial(step, augment=partial(wide_augment, views=2)), batch)
+    expected, _ = run(None, state, step, batch)
     sharded, mapped = make(resnet=True)
-    mapped = partial(mapped, augment=partial(wide_augment, views=2))
     actual, _ = run(mesh_of(4), sharded, mapped, batch)
     assert_close(actual.batch_stats, expected.batch_stats, 1e-9)
     gradient = jax.tree.map(lambda a, b: a - b, state.params, expected.params)
@@ -189,10 +187,9 @@ def test_sharded_resnet_equals_unsharded(x64, mesh_of):
 def test_sharded_training_stays_equal_over_steps(x64, mesh_of):
     batch = digits(32)
     state, step = make(axis_name=None, batch_norm=None, learning_rate=0.1)
-    expected, _ = run(None, state, partial(step, augment=partial(wide_augment, views=2)), batch, 5)
+    expected, _ = run(None, state, step, batch, 5)
     for mesh in map(mesh_of, (4,)):
         sharded, mapped = make(learning_rate=0.1)
-        mapped = partial(mapped, augment=partial(wide_augment, views=2))
         actual, _ = run(mesh, sharded, mapped, batch, 5)
         assert_close(actual.params, expected.params, 1e-8)
 
@@ -202,11 +199,9 @@ def test_local_batch_norm_equals_normalising_each_slice(x64, mesh_of):
     batch, devices = digits(32), 4
     state, step = make(objective="cross_entropy", views=1, batch_norm=None)
     mesh = mesh_of(devices)
-    step = partial(step, augment=partial(wide_augment, views=1))
     actual, metrics = run(mesh, state, step, batch)
 
     _, alone = make(objective="cross_entropy", views=1, axis_name=None, batch_norm=None)
-    alone = partial(alone, augment=partial(wide_augment, views=1))
     slices = [{k: v[i * 8 : (i + 1) * 8] for k, v in batch.items()} for i in range(devices)]
     parts = [run(None, state, alone, part) for part in slices]
     states = [part[0].replace(key=0) for part in parts]
@@ -233,7 +228,7 @@ def test_augmentations_do_not_depend_on_the_device_count(mesh_of):
 
     def views(state, batch):
         keys = steps.example_keys(state, batch["position"])
-        return AUGMENT(keys, batch["image"], policies=[POLICY] * 2)
+        return AUGMENT(keys, batch, policies=[POLICY] * 2)
 
     expected = jax.jit(views)(state, batch)
     for mesh in map(mesh_of, (2, 8)):
@@ -314,3 +309,98 @@ def test_training_learns_real_digits(mesh_of):
         state, last = compiled(state, parallel.shard(batch, mesh))
     assert float(last["excess"]) < 0.8 * float(first["excess"])
     assert float(last["contrastive_accuracy"]) > float(first["contrastive_accuracy"]) + 0.2
+
+
+# Gradient accumulation, parameter averages, mixed images.
+
+
+def step_of(before, after):
+    return jax.tree.map(lambda a, b: np.asarray(a - b), before.params, after.params)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_accumulated_gradient_equals_that_of_the_whole_batch(x64, mesh_of, devices):
+    """Without batch norm, whose statistics are those of each part."""
+    options = dict(objective="cross_entropy", views=1, normalizing=False)
+    state, whole = make(**options)
+    expected, expected_metrics = run(mesh_of(devices), state, whole, digits(32))
+    _, parts = make(**options, micro_batches=4)
+    actual, metrics = run(mesh_of(devices), state, parts, digits(32))
+    assert_close(step_of(state, actual), step_of(state, expected), 1e-9)
+    for name in expected_metrics:
+        np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-9)
+
+
+def test_accumulation_normalises_each_part_and_moves_the_statistics_after_each(x64, mesh_of):
+    options = dict(objective="cross_entropy", views=1, axis_name=None, batch_norm=None)
+    state, parts = make(**options, micro_batches=4)
+    actual, _ = run(None, state, parts, digits(32))
+    _, alone = make(**options)
+    slices = [{k: v[8 * i : 8 * i + 8] for k, v in digits(32).items()} for i in range(4)]
+    after, steps_of_parts = state, []
+    for part in slices:
+        after, _ = run(None, state.replace(batch_stats=after.batch_stats), alone, part)
+        steps_of_parts.append(step_of(state, after))
+    mean = jax.tree.map(lambda *x: sum(x) / 4, *steps_of_parts)
+    assert_close(step_of(state, actual), mean, 1e-9)
+    assert_close(actual.batch_stats, after.batch_stats, 1e-9)
+
+
+@pytest.mark.parametrize("batch_norm", [parallel.AXIS, None])
+def test_accumulation_works_with_global_and_local_batch_norm_on_devices(mesh_of, batch_norm):
+    state, step = make(objective="cross_entropy", views=1, batch_norm=batch_norm, micro_batches=2)
+    after, metrics = run(mesh_of(4), state, step, digits(32), 2)
+    assert np.isfinite(metrics["loss"]) and int(after.step) == 2
+
+
+def test_average_follows_the_parameters_and_is_what_is_evaluated(x64, mesh_of):
+    state, step = make(learning_rate=0.1, average=0.75)
+    expected, now = state.params, state
+    for _ in range(3):
+        now, _ = run(mesh_of(1), now, step, digits(32))
+        expected = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, expected, now.params)
+    assert_close(now.aux["average"], expected, 1e-12)
+    assert now.evaluated is now.aux["average"]
+    images = {"image": digits(8)["image"]}
+    evaluate = partial(
+        steps.eval_step,
+        model=step.keywords["model"],
+        preprocess=lambda x: x[:, 0].astype(jnp.float64) / 255,
+    )
+    plain = now.replace(params=expected, aux={})
+    np.testing.assert_allclose(
+        jax.jit(evaluate)(now, images)["features"], jax.jit(evaluate)(plain, images)["features"]
+    )
+    assert_close(encoder_of(now)["params"], expected["encoder"], 1e-12)
+
+
+def test_without_an_average_there_is_nothing_in_aux(mesh_of):
+    state, step = make()
+    after, _ = run(mesh_of(1), state, step, digits(8))
+    assert after.aux == {} and after.evaluated is after.params
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_mixed_images_are_trained_on_mixed_targets(x64, mesh_of, mix):
+    """Against the mean of the losses for either label, weighted by the shares."""
+    batch = digits(32)
+    share = np.linspace(0, 1, 32, dtype=np.float32)
+    pairs = np.concatenate([batch["image"], batch["image"][::-1]], axis=1)
+    labels = np.stack([batch["label"], batch["label"][::-1]], axis=1)
+    mixed = {**batch, "image": pairs, "label": labels, "share": share}
+    state, step = make(objective="cross_entropy", views=1, mix=mix)
+    _, metrics = run(mesh_of(4), state, step, mixed)
+
+    keys = steps.example_keys(state, jnp.asarray(batch["position"]))
+    views = wide_augment(keys, jax.tree.map(jnp.asarray, mixed), views=1, mix=mix)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    model = make(objective="cross_entropy", views=1, batch_norm=None)[1].keywords["model"]
+    logits = np.asarray(steps.forward(model, variables, views)[0][:, 0])
+    log_softmax = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    rows = np.arange(32)
+    expected = -share * log_softmax[rows, labels[:, 0]]
+    expected -= (1 - share) * log_softmax[rows, labels[:, 1]]
+    np.testing.assert_allclose(metrics["loss"], expected.mean(), rtol=1e-6)
+    hit = logits.argmax(-1)
+    accuracy = share * (hit == labels[:, 0]) + (1 - share) * (hit == labels[:, 1])
+    np.testing.assert_allclose(metrics["accuracy"], accuracy.mean(), rtol=1e-6)

@@ -3,10 +3,11 @@
     pip install torch
     python experiments/benchmarks/train_step.py --batch 64 --steps 10
 
-The same model (CIFAR stem, projection shortcuts), batch of two views, float32, SGD with momentum.
-Our step also augments the images; the PyTorch loop gets the views ready-made, so the ratio is to
-our disadvantage by the time of the augmentation. The two take turns, so that a slow minute of a
-shared machine meets both. Writes train_step.json beside this file.
+The same model (CIFAR stem, projection shortcuts), batch of two views, SGD with momentum, float32 or
+bfloat16 (PyTorch: autocast), on the first GPU where JAX finds one and else on the CPU. Our step
+also augments the images; the PyTorch loop gets the views ready-made, so the ratio is to our
+disadvantage by the time of the augmentation. The two take turns, so that a slow minute of a shared
+machine meets both. Writes train_step.json (--out) beside this file.
 """
 
 import argparse
@@ -68,24 +69,27 @@ def resnet18_with_head() -> nn.Sequential:
 def torch_supcon(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Eq. 2 for features [n, dim] with labels [n]."""
     logits = features @ features.T / TEMPERATURE
-    itself = torch.eye(len(labels), dtype=torch.bool)
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     logits = logits.masked_fill(itself, -torch.inf)
     positive = (labels[:, None] == labels[None]) & ~itself
     log_ratios = (logits - logits.logsumexp(1, keepdim=True)).masked_fill(~positive, 0.0)
     return -(log_ratios.sum(1) / positive.sum(1)).mean()
 
 
-def torch_loop(batch: int) -> Callable[[], None]:
-    """A step of the PyTorch loop; channels-last, which is its faster layout on the CPU."""
+def torch_loop(batch: int, dtype: str) -> Callable[[], None]:
+    """A step of the PyTorch loop; channels-last, which is its faster layout."""
     torch.manual_seed(0)
-    model = resnet18_with_head().to(memory_format=torch.channels_last)
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    model = resnet18_with_head().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=DECAY)
-    views = torch.randn(2 * batch, 3, 32, 32).to(memory_format=torch.channels_last)
-    labels = torch.randint(0, 10, (batch,)).repeat(2)
+    views = torch.randn(2 * batch, 3, 32, 32).to(device, memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (batch,), device=device).repeat(2)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss = torch_supcon(functional.normalize(model(views)), labels)
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            features = model(views)
+        loss = torch_supcon(functional.normalize(features.float()), labels)
         loss.backward()
         optimizer.step()
         loss.item()
@@ -93,9 +97,10 @@ def torch_loop(batch: int) -> Callable[[], None]:
     return step
 
 
-def jax_loop(batch: int) -> Callable[[], None]:
+def jax_loop(batch: int, dtype: str) -> Callable[[], None]:
     """A step of our training loop, with its augmentations."""
-    config = configuration.load("cifar10")
+    config = configuration.load("cifar10_resnet18")
+    config.model.update(dtype=dtype)
     config.supcon.update(batch_size=batch, warmup_epochs=0.0)
     images = np.random.RandomState(0).randint(0, 256, (10 * batch, 32, 32, 3), np.uint8)
     labels = np.arange(10 * batch, dtype=np.int32) % 10
@@ -120,8 +125,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Training speed beside PyTorch.")
     parser.add_argument("--batch", type=int, default=64, help="images; each in two views")
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    loops = {"supcon_jax": jax_loop(options.batch), "PyTorch": torch_loop(options.batch)}
+    loops = {
+        "supcon_jax": jax_loop(options.batch, options.dtype),
+        "PyTorch": torch_loop(options.batch, options.dtype),
+    }
     times: dict[str, list[float]] = {name: [] for name in loops}
     for turn in range(options.steps + 2):
         for name, step in loops.items():
@@ -132,7 +142,8 @@ def main() -> None:
     speed = {name: 2 * options.batch / statistics.median(t) for name, t in times.items()}
     ratios = [b / a for a, b in zip(times["supcon_jax"], times["PyTorch"], strict=True)]
     record = {
-        "command": f"train_step.py --batch {options.batch} --steps {options.steps}",
+        "command": f"train_step.py --batch {options.batch} --steps {options.steps} "
+        f"--dtype {options.dtype}",
         "images/s, median": {name: round(value, 1) for name, value in speed.items()},
         "speed over PyTorch's, by turns": {
             "median": round(statistics.median(ratios), 3),
@@ -145,7 +156,7 @@ def main() -> None:
         **circumstances(),
     }
     text = json.dumps(record, indent=1)
-    (Path(__file__).with_suffix(".json")).write_text(text + "\n")
+    options.out.write_text(text + "\n")
     print(text)
 
 

@@ -5,6 +5,7 @@ Every operation has the form `(key, [height, width, channels]) -> [height, width
 
 import itertools
 import math
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ Image = Float[Array, "height width channels"]
 Scalar = Float[Array, ""]
 PRNGKey = Key[Array, ""]
 
-HUE = 3  # place among brightness, contrast, saturation, hue
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ORDERS = np.array(list(itertools.permutations(range(4))))
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision weigh the channels
 
@@ -47,24 +48,25 @@ def random_resized_crop(
       Szegedy et al., 2014, https://arxiv.org/abs/1409.4842, section 6.
     """
     height, width, _ = image.shape
-    draws = jax.random.uniform(key, (4,))
+    draws = jax.random.uniform(key, (4,), image.dtype)
     share = _between(draws[0], *area)
     log_ratio = _between(draws[1], math.log(ratio[0]), math.log(ratio[1]))
     crop_width = jnp.minimum(jnp.sqrt(share * height * width * jnp.exp(log_ratio)), width)
     crop_height = jnp.minimum(jnp.sqrt(share * height * width * jnp.exp(-log_ratio)), height)
     top = draws[2] * (height - crop_height)
     left = draws[3] * (width - crop_width)
-    rows = _bilinear(size, height, top, crop_height)
-    columns = _bilinear(size, width, left, crop_width)
-    highest = jax.lax.Precision.HIGHEST
-    return jnp.einsum("ph,hwc,qw->pqc", rows, image, columns, precision=highest, optimize="optimal")
+    rows = _interpolated(image, 0, size, top, crop_height)
+    return _interpolated(rows, 1, size, left, crop_width)
 
 
-def _bilinear(size: int, source: int, start: Scalar, length: Scalar) -> Float[Array, "size source"]:
-    """Row p holds the weights of the source pixels in result pixel p; pixel centres at .5."""
+def _interpolated(image: Array, axis: int, size: int, start: Scalar, length: Scalar) -> Array:
+    """`size` lines across an axis, each between its two nearest; pixel centres are at .5."""
     at = start + (jnp.arange(size) + 0.5) * (length / size) - 0.5
-    at = jnp.clip(at, 0, source - 1)
-    return jnp.maximum(0.0, 1.0 - jnp.abs(at[:, None] - jnp.arange(source)[None]))
+    at = jnp.clip(at, 0, image.shape[axis] - 1)
+    low = at.astype(jnp.int32)
+    share = (at - low).reshape([-1 if other == axis else 1 for other in range(3)])
+    below, above = (jnp.take(image, lines, axis, mode="clip") for lines in (low, low + 1))
+    return (1 - share) * below + share * above
 
 
 def random_shift(key: PRNGKey, image: Image, *, pixels: int) -> Image:
@@ -93,12 +95,15 @@ def color_jitter(
     saturation: float,
     hue: float,
     probability: float = 0.8,
+    form: str = "torchvision",
 ) -> Image:
-    """Random brightness, contrast, saturation and hue, in random order (torchvision's form).
+    """Random brightness, contrast, saturation and hue, in random order, clipped after each.
 
-    The first three blend with black, the mean luminance, and the luminance, by a factor uniform in
-    [max(0, 1 - strength), 1 + strength]; hue turns by a uniform share of the circle in [-hue, hue].
-    Values are clipped to [0, 1] after each.
+    "torchvision": the first three blend with black, the mean luminance, and the luminance, by a
+    factor uniform in [max(0, 1 - strength), 1 + strength]: factor * image + (1 - factor) * other.
+    "tensorflow": brightness adds a number uniform in [-strength, strength] instead; contrast blends
+    with the mean of each channel; saturation multiplies that of HSV, which is cut to 1, keeping hue
+    and value. In both, hue turns by a uniform share of the circle in [-hue, hue].
 
     Args:
       key: random key.
@@ -108,6 +113,114 @@ def color_jitter(
       saturation: strength.
       hue: largest turn, in circles; at most 0.5.
       probability: that anything happens.
+      form: "torchvision" or "tensorflow".
+
+    Returns:
+      The shape of `image`.
+
+    Raises:
+      ValueError: unknown form.
+
+    References:
+      Chen et al., SimCLR, 2020, https://arxiv.org/abs/2002.05709, appendix A;
+      https://docs.pytorch.org/vision/main/generated/torchvision.transforms.ColorJitter.html;
+      https://www.tensorflow.org/api_docs/python/tf/image (adjust_brightness, _contrast, ...).
+    """
+    if form not in JITTER_FORMS:
+        raise ValueError(f"form must be one of {', '.join(JITTER_FORMS)}; got {form!r}")
+    draws = jax.random.uniform(key, (6,), image.dtype)
+    strengths = jnp.array([brightness, contrast, saturation, 0.0], image.dtype)
+    order = jnp.array(ORDERS)[jnp.int32(draws[4] * len(ORDERS))]
+    factors = _between(draws[:4], jnp.maximum(0.0, 1 - strengths), 1 + strengths)[order]
+    before_hue = jnp.cumsum(order == HUE) == 0
+
+    # Hue is the costly one, so it stands once, between all blends that may come before and after
+    # it; those on the wrong side have the factor 1, which changes nothing. They are scanned because
+    # XLA would fuse all into one loop over pixels that computes each blend again and again.
+    def blend(image: Image, step: tuple[Array, Array]) -> tuple[Image, None]:
+        return jnp.clip(JITTER_FORMS[form](image, *step), 0, 1), None
+
+    def blends(image: Image, places: slice, active: Array) -> Image:
+        steps = (order[places], jnp.where(active, factors, 1.0)[places])
+        return jax.lax.scan(blend, image, steps)[0]
+
+    result = blends(image, slice(0, 3), before_hue)
+    if image.shape[-1] == 3:
+        result = adjust_hue(result, _between(draws[3], -hue, hue))
+    result = blends(result, slice(1, 4), ~before_hue)
+    return jnp.where(draws[5] < probability, result, image)
+
+
+def _torchvision_blend(image: Image, which: Array, factor: Scalar) -> Image:
+    other = (which == CONTRAST) * _luminance(_means(image)) + (which == SATURATION) * _luminance(
+        image
+    )
+    return factor * image + (1 - factor) * other
+
+
+def _tensorflow_blend(image: Image, which: Array, factor: Scalar) -> Image:
+    """HSV saturation times a factor moves each channel away from the value by that factor."""
+    value, least = _extremes(image)
+    highest = value / jnp.maximum(value - least, 1e-6)  # factor that makes the saturation 1
+    factors = jnp.where(which == SATURATION, jnp.minimum(factor, highest), factor)
+    other = (which == CONTRAST) * _means(image) + (which == SATURATION) * value
+    blended = factors * image + (1 - factors) * other
+    return jnp.where(which == BRIGHTNESS, image + (factor - 1), blended)
+
+
+JITTER_FORMS = {"torchvision": _torchvision_blend, "tensorflow": _tensorflow_blend}
+
+
+def _means(image: Image) -> Float[Array, "1 1 channels"]:
+    """Of each channel; rows first, because XLA's sum over a last axis of 3 is slow on the CPU."""
+    return image.mean(0, keepdims=True).mean(1, keepdims=True)
+
+
+def _extremes(image: Image) -> tuple[Array, Array]:
+    """The largest and the smallest channel, `[height, width, 1]` each."""
+    channels = [image[..., c : c + 1] for c in range(image.shape[-1])]
+    return reduce(jnp.maximum, channels), reduce(jnp.minimum, channels)
+
+
+def adjust_hue(image: Image, turn: Scalar) -> Image:
+    """Turn the hue of an RGB image by a share of the circle, keeping HSV saturation and value.
+
+    Each channel of a colour with hue h (in sixths) is value - chroma * clip(2 - d, 0, 1), where d
+    is the distance of h on the circle of 6 from 3, 5 and 1 for red, green and blue.
+    """
+    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
+    value, least = (extreme[..., 0] for extreme in _extremes(image))
+    chroma = value - least
+    safe = jnp.where(chroma > 0, chroma, 1.0)
+    hue = jnp.where(
+        (red >= green) & (red >= blue),
+        (green - blue) / safe,
+        jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    centres = jnp.array([3.0, 5.0, 1.0], image.dtype).reshape(1, 1, 3)
+    away = (hue + 6 * turn)[..., None] - centres
+    distance = jnp.abs(away - 6 * jnp.round(away / 6))  # jnp.mod is ten times slower on the CPU
+    return value[..., None] - chroma[..., None] * jnp.clip(2 - distance, 0, 1)
+
+
+def gaussian_blur(
+    key: PRNGKey,
+    image: Image,
+    *,
+    sigma: tuple[float, float] = (0.1, 2.0),
+    probability: float = 0.5,
+) -> Image:
+    """Blur by a normalised Gaussian exp(-d^2 / (2 sigma^2)), cut off at a twentieth of the height.
+
+    Of height h it has 2 ((h // 10) // 2) + 1 taps along both axes: 23 at 224, 3 at 32, and 1, which
+    changes nothing, below 20. The image is mirrored at its borders without repeating the last line;
+    the authors' code fills with zeros there, which darkens the borders.
+
+    Args:
+      key: random key.
+      image: `[height, width, channels]`.
+      sigma: smallest and largest standard deviation in pixels, drawn uniformly.
+      probability: that anything happens.
 
     Returns:
       The shape of `image`.
@@ -115,52 +228,95 @@ def color_jitter(
     References:
       Chen et al., SimCLR, 2020, https://arxiv.org/abs/2002.05709, appendix A.
     """
-    draws = jax.random.uniform(key, (6,))
-    strengths = (brightness, contrast, saturation)
-    lowest = jnp.array([max(0.0, 1 - strength) for strength in strengths] + [1.0])
-    highest = jnp.array([1 + strength for strength in strengths] + [1.0])
-    order = jnp.array(ORDERS)[jnp.int32(draws[4] * len(ORDERS))]
-    factors = _between(draws[:4], lowest, highest)[order]
-    mean_share = jnp.array([0.0, 1.0, 0.0, 0.0])[order]
-    pixel_share = jnp.array([0.0, 0.0, 1.0, 0.0])[order]
-    before_hue = jnp.cumsum(order == HUE) == 0
-
-    # Hue is the costly one, so it stands once, between all blends that may come before and after
-    # it; those on the wrong side have the factor 1, which changes nothing.
-    def blend(image: Image, place: int, active: Array) -> Image:
-        grey = _luminance(image)
-        other = mean_share[place] * grey.mean() + pixel_share[place] * grey
-        factor = jnp.where(active, factors[place], 1.0)
-        return jnp.clip(factor * image + (1 - factor) * other, 0, 1)
-
-    result = image
-    for place in (0, 1, 2):
-        result = blend(result, place, before_hue[place])
-    if image.shape[-1] == 3:
-        result = adjust_hue(result, _between(draws[3], -hue, hue))
-    for place in (1, 2, 3):
-        result = blend(result, place, ~before_hue[place])
-    return jnp.where(draws[5] < probability, result, image)
+    height, width, channels = image.shape
+    radius = (height // 10) // 2
+    draws = jax.random.uniform(key, (2,), image.dtype)
+    distance = jnp.arange(-radius, radius + 1)
+    weights = jnp.exp(-0.5 * jnp.square(distance / _between(draws[0], *sigma)))
+    weights = weights / weights.sum()
+    # The last two axes as one, because XLA runs over a last axis of 3 one by one on the CPU.
+    padded = jnp.pad(image, ((radius, radius), (radius, radius), (0, 0)), mode="reflect")
+    lines = padded.reshape(height + 2 * radius, -1)
+    rows = sum(weight * lines[k : k + height] for k, weight in enumerate(weights))
+    moved = (rows[:, k * channels : (k + width) * channels] for k in range(2 * radius + 1))
+    blurred = sum(weight * part for weight, part in zip(weights, moved, strict=True))
+    return jnp.where(draws[1] < probability, blurred.reshape(image.shape), image)
 
 
-def adjust_hue(image: Image, turn: Scalar) -> Image:
-    """Turn the hue of an RGB image by a share of the circle, keeping HSV saturation and value.
+def cutout(key: PRNGKey, image: Image, *, side: int) -> Image:
+    """Fill a square around a random pixel with grey, 0.5; what is outside of the image is cut off.
 
-    Each channel of a colour with hue h (in sixths) is value - chroma * clip(min(k, 4 - k), 0, 1)
-    with k = (5, 3, 1) + h modulo 6.
+    Args:
+      key: random key.
+      image: `[height, width, channels]`.
+      side: of the square, in pixels; 0 changes nothing.
+
+    Returns:
+      The shape of `image`.
+
+    References:
+      DeVries and Taylor, 2017, https://arxiv.org/abs/1708.04552.
     """
-    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
-    value = image.max(-1)
-    chroma = value - image.min(-1)
-    safe = jnp.where(chroma > 0, chroma, 1.0)
-    hue = jnp.where(
-        (red >= green) & (red >= blue),
-        (green - blue) / safe,
-        jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    height, width, _ = image.shape
+    centre = jax.random.randint(key, (2,), 0, jnp.array([height, width]))
+    top, left = centre - side // 2
+    rows, columns = jnp.arange(height) - top, jnp.arange(width) - left
+    inside = ((rows >= 0) & (rows < side))[:, None] & ((columns >= 0) & (columns < side))[None]
+    return jnp.where(inside[..., None], 0.5, image)
+
+
+def mixup(key: PRNGKey, image: Image, partner: Image, share: Scalar) -> Image:
+    """share * image + (1 - share) * partner.
+
+    Args:
+      key: not used, there is nothing random; it makes the signature that of `cutmix`.
+      image: `[height, width, channels]`.
+      partner: the same shape.
+      share: of the image, from 0 to 1.
+
+    Returns:
+      The shape of `image`.
+
+    References:
+      Zhang et al., 2017, https://arxiv.org/abs/1710.09412.
+    """
+    return share * image + (1 - share) * partner
+
+
+def cutmix(key: PRNGKey, image: Image, partner: Image, share: Scalar) -> Image:
+    """The image with a box from its partner, which has 1 - share of the area.
+
+    The sides of the box are sqrt(1 - share) of the image's, and it is anywhere inside. Its corners
+    are real numbers, and a pixel that it covers in part is blended by that part, so that the
+    partner's weight is 1 - share exactly. In the paper the corners are whole pixels around a centre
+    anywhere, the box is cut off at the border, and the share of the label is computed again.
+
+    Args:
+      key: random key.
+      image: `[height, width, channels]`.
+      partner: the same shape.
+      share: of the image, from 0 to 1.
+
+    Returns:
+      The shape of `image`.
+
+    References:
+      Yun et al., 2019, https://arxiv.org/abs/1905.04899.
+    """
+    draws = jax.random.uniform(key, (2,), image.dtype)
+    side = jnp.sqrt(1 - share)
+    rows, columns = (
+        _covered(length, draw * (1 - side) * length, side * length)
+        for length, draw in zip(image.shape, draws, strict=False)
     )
-    offsets = jnp.array([5.0, 3.0, 1.0], image.dtype).reshape(1, 1, 3)
-    k = jnp.mod(offsets + (hue + 6 * turn)[..., None], 6)
-    return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+    weight = (rows[:, None] * columns)[..., None]
+    return (1 - weight) * image + weight * partner
+
+
+def _covered(length: int, start: Scalar, width: Scalar) -> Float[Array, " length"]:
+    """The part of each of `length` pixels that is between start and start + width."""
+    pixel = jnp.arange(length)
+    return jnp.clip(jnp.minimum(pixel + 1, start + width) - jnp.maximum(pixel, start), 0, 1)
 
 
 def _between(draw: Array, low: float | Array, high: float | Array) -> Array:

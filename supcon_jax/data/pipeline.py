@@ -2,9 +2,11 @@
 
 import zlib
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -14,11 +16,17 @@ Batch = dict[str, np.ndarray]
 Item = TypeVar("Item")
 
 
-def training_batch(source: Source, k: int, *, seed: int, stage: str, batch_size: int) -> Batch:
+def training_batch(
+    source: Source,
+    k: int,
+    *,
+    seed: int,
+    stage: str,
+    batch_size: int,
+    samples_per_class: int = 0,
+    mix_alpha: float = 0.0,
+) -> Batch:
     """Batch k of a stage.
-
-    Batches never cross an epoch: each takes floor(size / batch_size) batches from a new order of
-    all images, and what remains at its end is left out of that epoch.
 
     Args:
       source: training images.
@@ -26,27 +34,222 @@ def training_batch(source: Source, k: int, *, seed: int, stage: str, batch_size:
       seed: of the run.
       stage: name of the stage.
       batch_size: images in the batch.
+      samples_per_class: images of each class in the batch, see `batch_indices`; 0: no such rule.
+      mix_alpha: of the shares of mixed images, see `mixing`; 0: none are mixed.
 
     Returns:
-      "image" `[b, 1, H, W, C]` uint8, "label" `[b]` int32, "position" `[b]` int32.
+      "image" `[b, 1, H, W, C]` uint8, "label" `[b]` int32, "position" `[b]` int32, of the images
+      that `batch_indices` gives; if `mix_alpha` is positive, what `with_partners` makes of that.
     """
-    epoch, place = divmod(k, source.size // batch_size)
-    order = epoch_order(source.size, seed=seed, stage=stage, epoch=epoch)
-    images, labels = source.load(order[place * batch_size : (place + 1) * batch_size])
+    chosen = batch_indices(
+        source.size,
+        k,
+        seed=seed,
+        stage=stage,
+        batch_size=batch_size,
+        samples_per_class=samples_per_class,
+        by_class=images_by_class(source) if samples_per_class else (),
+    )
+    images, labels = source.load(chosen)
+    position = np.arange(batch_size, dtype=np.int32)
+    batch = {"image": images[:, None], "label": labels, "position": position}
+    return with_partners(batch, k, seed=seed, stage=stage, alpha=mix_alpha) if mix_alpha else batch
+
+
+def batch_indices(
+    size: int,
+    k: int,
+    *,
+    seed: int,
+    stage: str,
+    batch_size: int,
+    samples_per_class: int = 0,
+    by_class: Sequence[np.ndarray] = (),
+) -> np.ndarray:
+    """Which images are in batch k of a stage.
+
+    Batches never cross an epoch: each takes floor(size / batch_size) batches from a new order of
+    all images, and what remains at its end is left out of that epoch.
+
+    With m = `samples_per_class` a batch has batch_size / m different classes with m images each.
+    Classes follow the same rule as images above: each round takes as many batches as it can from a
+    new order of all classes. In round r a class gives its r-th group of m images, where its groups
+    are cut from one order of its images after the other. The classes alternate in the batch, so
+    that each device gets some of each.
+
+    Args:
+      size: number of images.
+      k: number of the batch, from 0.
+      seed: of the run.
+      stage: name of the stage.
+      batch_size: images in the batch.
+      samples_per_class: images of each class, 0 for no such rule.
+      by_class: `images_by_class` of the source, where `samples_per_class` is positive.
+
+    Returns:
+      `[batch_size]` integers from 0 to `size - 1`.
+
+    Raises:
+      ValueError: `batch_size` is no multiple of `samples_per_class`, or needs too many classes.
+    """
+    if not samples_per_class:
+        epoch, place = divmod(k, size // batch_size)
+        order = epoch_order(size, seed=seed, stage=stage, epoch=epoch)
+        return order[place * batch_size : (place + 1) * batch_size]
+    _check_groups(len(by_class), batch_size, samples_per_class)
+    count = batch_size // samples_per_class
+    turn, place = divmod(k, len(by_class) // count)
+    order = _small_order(len(by_class), seed=seed, stage=f"{stage}/classes", epoch=turn)
+    groups = []
+    for c in order[place * count : (place + 1) * count]:
+        group = _group(len(by_class[c]), turn, samples_per_class, seed, f"{stage}/class {c}")
+        groups.append(by_class[c][group])
+    return np.stack(groups, axis=1).reshape(batch_size)
+
+
+def stored_indices(k: int, *, size: int, mix_alpha: float = 0.0, **options: Any) -> np.ndarray:
+    """The images of batch k as they are stored: `[b]`, or with mixing `[b, 2]`.
+
+    Args:
+      k: number of the batch.
+      size: number of images.
+      mix_alpha: see `training_batch`.
+      options: those of `batch_indices`.
+    """
+    chosen = batch_indices(size, k, **options)
+    if not mix_alpha:
+        return chosen
+    of_stage = {"seed": options["seed"], "stage": options["stage"]}
+    partner, _ = mixing(len(chosen), k, **of_stage, alpha=mix_alpha)
+    return np.stack([chosen, chosen[partner]], axis=1)
+
+
+def _group(size: int, number: int, length: int, seed: int, stage: str) -> np.ndarray:
+    """`length` of `size` things, different ones if there are so many: `[length]` integers."""
+    epoch, place = divmod(number, max(1, size // length))
+    order = _small_order(size, seed=seed, stage=stage, epoch=epoch)
+    return np.resize(order, max(size, length))[place * length : (place + 1) * length]
+
+
+@lru_cache(maxsize=4)  # a million images take tens of milliseconds and 10 MB
+def epoch_order(size: int, *, seed: int, stage: str, epoch: int) -> np.ndarray:
+    """A permutation of all images for each (seed, stage, epoch), not to be written to."""
+    order = _random(seed, stage, epoch).permutation(size)
+    order.setflags(write=False)
+    return order
+
+
+_small_order = lru_cache(maxsize=1024)(epoch_order.__wrapped__)  # of classes, or of one's images
+
+
+def _random(seed: int, stage: str, number: int) -> np.random.RandomState:
+    """`RandomState` because NumPy promises that its stream never changes between versions."""
+    entropy = np.random.SeedSequence([seed, zlib.crc32(stage.encode()), number])
+    return np.random.RandomState(np.random.MT19937(entropy))
+
+
+_BY_CLASS: WeakKeyDictionary[Source, list[np.ndarray]] = WeakKeyDictionary()
+
+
+def images_by_class(source: Source) -> list[np.ndarray]:
+    """The numbers of the images of each class that has any; found once for each source."""
+    if source not in _BY_CLASS:
+        labels = source.labels()
+        order = np.argsort(labels, kind="stable")
+        parts = np.split(order, np.cumsum(np.bincount(labels))[:-1])
+        _BY_CLASS[source] = [part for part in parts if len(part)]
+    return _BY_CLASS[source]
+
+
+def check_balance(source: Source, *, batch_size: int, samples_per_class: int) -> str:
+    """Check that batches can have so many images of each class.
+
+    Returns:
+      A warning that names the classes with fewer images, which repeat them in a batch; or "".
+
+    Raises:
+      ValueError: `batch_size` is no multiple of `samples_per_class`, or needs too many classes.
+    """
+    by_class = images_by_class(source)
+    _check_groups(len(by_class), batch_size, samples_per_class)
+    labels = source.labels()
+    small = [source.class_names[labels[i[0]]] for i in by_class if len(i) < samples_per_class]
+    if not small:
+        return ""
+    return (
+        f"{source.name}: {len(small)} of {len(by_class)} classes have fewer than samples_per_class="
+        f"{samples_per_class} images, which repeat in a batch: {', '.join(small[:5])}"
+        f"{', ...' * (len(small) > 5)}"
+    )
+
+
+def _check_groups(classes: int, batch_size: int, samples_per_class: int) -> None:
+    if samples_per_class < 1:
+        raise ValueError(f"samples_per_class must be 0 (off) or more; got {samples_per_class}")
+    below, rest = divmod(batch_size, samples_per_class)
+    if rest:
+        valid = [below * samples_per_class, (below + 1) * samples_per_class]
+        raise ValueError(
+            f"batch_size={batch_size} must be a multiple of samples_per_class={samples_per_class}, "
+            f"such as {' or '.join(str(v) for v in valid if v)}"
+        )
+    if below > classes:
+        fits = (m for m in range(1, batch_size + 1) if batch_size % m == 0)
+        nearest = next(m for m in fits if batch_size // m <= classes)
+        raise ValueError(
+            f"samples_per_class={samples_per_class} makes {below} classes in a batch of "
+            f"{batch_size}, but there are {classes}; the smallest that fits is {nearest}"
+        )
+
+
+def with_partners(batch: Batch, k: int, *, seed: int, stage: str, alpha: float) -> Batch:
+    """Batch k with a second image for each, to mix with the first.
+
+    Args:
+      batch: "image" `[b, 1, H, W, C]`, "label" `[b]` and more.
+      k: number of the batch.
+      seed: of the run.
+      stage: name of the stage.
+      alpha: see `mixing`.
+
+    Returns:
+      "image" `[b, 2, H, W, C]`, "label" `[b, 2]`, "share" `[b]` float32 of the first image, and
+      the rest of `batch`.
+    """
+    image, label = batch["image"], batch["label"]
+    partner, share = mixing(len(label), k, seed=seed, stage=stage, alpha=alpha)
     return {
-        "image": images[:, None],
-        "label": labels,
-        "position": np.arange(batch_size, dtype=np.int32),
+        **batch,
+        "image": np.concatenate([image, image[partner]], axis=1),
+        "label": np.stack([label, label[partner]], axis=1),
+        "share": share,
     }
 
 
-def epoch_order(size: int, *, seed: int, stage: str, epoch: int) -> np.ndarray:
-    """A permutation of all images for each (seed, stage, epoch).
+def mixing(
+    batch_size: int, k: int, *, seed: int, stage: str, alpha: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which images of batch k are mixed, and in what shares, for mixup and CutMix.
 
-    `RandomState` because NumPy promises that its stream never changes between versions.
+    Args:
+      batch_size: images in the batch.
+      k: number of the batch.
+      seed: of the run.
+      stage: name of the stage.
+      alpha: of the Beta(alpha, alpha) distribution of the shares: 1 is uniform, small values seldom
+        mix much.
+
+    Returns:
+      The places of the partners, a random permutation `[batch_size]`, and the shares of the first
+      image, `[batch_size]` float32.
+
+    References:
+      Zhang et al., mixup, 2018, https://arxiv.org/abs/1710.09412.
+      Yun et al., CutMix, 2019, https://arxiv.org/abs/1905.04899.
     """
-    entropy = np.random.SeedSequence([seed, zlib.crc32(stage.encode()), epoch])
-    return np.random.RandomState(np.random.MT19937(entropy)).permutation(size)
+    random = _random(seed, f"{stage}/mix", k)
+    partner = random.permutation(batch_size)
+    return partner, random.beta(alpha, alpha, batch_size).astype(np.float32)
 
 
 def evaluation_batches(source: Source, batch_size: int) -> Iterator[tuple[Batch, int]]:

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+
+from supcon_jax.data.decode import fit, middle_square
 
 Loaded = tuple[np.ndarray, np.ndarray]  # images [n, H, W, C] uint8, labels [n] int32
-CHANNEL_MODES = {1: "L", 3: "RGB"}
 
 
 class Encoded(NamedTuple):
@@ -75,9 +76,8 @@ def open_source(
       FileNotFoundError: the data set or split is not there; the message says how to get it.
       ValueError: an undecodable image, an empty class, a label out of range.
     """
-    fit = partial(_fit, size=load_size, mode=CHANNEL_MODES[channels])
     shape = (load_size, load_size, channels)
-    found = SOURCES[source](split, name=name, directory=directory, fit=fit, shape=shape)
+    found = SOURCES[source](split, name=name, directory=directory, shape=shape)
     if found.size == 0:
         raise ValueError(f"{found.name} has no images")
     if found.size * np.prod(shape) <= memory_limit_gb * 1e9:
@@ -125,7 +125,7 @@ def hold_out(source: Source, fraction: float) -> tuple[Source, Source]:
     )
 
 
-def _digits(split: str, *, fit: Callable, shape: tuple[int, int, int], **_: Any) -> Source:
+def _digits(split: str, *, shape: tuple[int, int, int], **_: Any) -> Source:
     """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels of 0 to 16 (UCI, Alpaydin and Kaynak).
 
     "train" and "test" are a stratified 80/20 split with seed 0; "first1437" and "last360" split in
@@ -147,7 +147,8 @@ def _digits(split: str, *, fit: Callable, shape: tuple[int, int, int], **_: Any)
         raise FileNotFoundError(f"digits has the splits {', '.join(splits)}, not {split!r}")
     chosen = splits[split]
     eight_bit = np.round(pixels[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    images = np.stack([fit(Image.fromarray(image)) for image in eight_bit])
+    options = {"size": shape[0], "channels": shape[2]}
+    images = np.stack([fit(Image.fromarray(image), **options) for image in eight_bit])
     targets = labels[chosen].astype(np.int32)
     names = tuple(str(digit) for digit in range(10))
     return Source(
@@ -160,9 +161,7 @@ def _digits(split: str, *, fit: Callable, shape: tuple[int, int, int], **_: Any)
     )
 
 
-def _folder(
-    split: str, *, directory: str, fit: Callable, shape: tuple[int, int, int], **_: Any
-) -> Source:
+def _folder(split: str, *, directory: str, shape: tuple[int, int, int], **_: Any) -> Source:
     """Images in `directory/split/class/image`, in any format that Pillow reads."""
     root = Path(directory).expanduser()
     folder = root / split
@@ -181,15 +180,18 @@ def _folder(
     for name, of_class in zip(names, files, strict=True):
         if not of_class:
             raise ValueError(f"class folder {folder / name} has no images: add some or remove it")
-    paths = [path for of_class in files for path in of_class]
+    # One array, not a million objects: worker processes get a copy each.
+    paths = np.array([os.fsencode(path) for of_class in files for path in of_class])
     labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(f) for f in files])
-
-    def read(indices: np.ndarray) -> list[Encoded]:
-        return [Encoded(str(paths[i]), paths[i], int(labels[i])) for i in indices]
-
+    read = partial(_read_files, paths, labels)
     return Source(
-        str(folder), len(paths), names, shape, _decoder(read, fit, shape), lambda: labels, read
+        str(folder), len(paths), names, shape, _decoder(read, shape), lambda: labels, read
     )
+
+
+def _read_files(paths: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> list[Encoded]:
+    found = [os.fsdecode(path) for path in paths[indices]]
+    return [Encoded(f, Path(f), int(k)) for f, k in zip(found, labels[indices], strict=True)]
 
 
 def _is_image(path: Path) -> bool:
@@ -197,7 +199,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _tfds(
-    split: str, *, name: str, directory: str, fit: Callable, shape: tuple[int, int, int], **_: Any
+    split: str, *, name: str, directory: str, shape: tuple[int, int, int], **_: Any
 ) -> Source:
     """A prepared TFDS data set with the features "image" and "label", read without TensorFlow."""
     prepared = find_tfds(name, directory)
@@ -211,25 +213,27 @@ def _tfds(
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     names = tuple(builder.info.features["label"].names)
 
-    def read(indices: np.ndarray) -> list[Encoded]:
-        rows = records.__getitems__([int(i) for i in indices])
-        for i, row in zip(indices, rows, strict=True):
-            if not 0 <= row["label"] < len(names):
-                raise ValueError(
-                    f"{name}/{split}: record {i} has label {row['label']}, expected 0 to "
-                    f"{len(names) - 1}"
-                )
-        return [
-            Encoded(f"{name}/{split} record {i}", row["image"], int(row["label"]))
-            for i, row in zip(indices, rows, strict=True)
-        ]
+    read = partial(_read_records, records, f"{name}/{split}", len(names))
 
     def labels() -> np.ndarray:
         parts = np.array_split(np.arange(len(records)), -(-len(records) // 1000))
         return np.array([row.label for part in parts for row in read(part)], np.int32)
 
-    load = _decoder(read, fit, shape)
+    load = _decoder(read, shape)
     return Source(f"{name}/{split}", len(records), names, shape, load, labels, read)
+
+
+def _read_records(records: Any, name: str, classes: int, indices: np.ndarray) -> list[Encoded]:
+    rows = records.__getitems__([int(i) for i in indices])
+    for i, row in zip(indices, rows, strict=True):
+        if not 0 <= row["label"] < classes:
+            raise ValueError(
+                f"{name}: record {i} has label {row['label']}, expected 0 to {classes - 1}"
+            )
+    return [
+        Encoded(f"{name} record {i}", row["image"], int(row["label"]))
+        for i, row in zip(indices, rows, strict=True)
+    ]
 
 
 def find_tfds(name: str, directory: str) -> Path:
@@ -270,47 +274,21 @@ def _version(info: Path) -> tuple[int, ...]:
 
 
 def _decoder(
-    read: Callable[[np.ndarray], list[Encoded]], fit: Callable, shape: tuple[int, int, int]
+    read: Callable[[np.ndarray], list[Encoded]], shape: tuple[int, int, int]
 ) -> Callable[[np.ndarray], Loaded]:
     def load(indices: np.ndarray) -> Loaded:
         rows = read(indices)
         images = np.empty((len(rows), *shape), np.uint8)
 
-        def decode(place: int) -> None:
-            images[place] = _decode(rows[place].where, rows[place].image, fit)
+        def fill(place: int) -> None:
+            where, image, _ = rows[place]
+            images[place] = middle_square(where, image, size=shape[0], channels=shape[2])
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the GIL
-            list(pool.map(decode, range(len(rows)), chunksize=64))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding is done without the GIL
+            list(pool.map(fill, range(len(rows)), chunksize=64))
         return images, np.array([row.label for row in rows], np.int32)
 
     return load
-
-
-def _decode(where: str, file: str | Path | IO[bytes] | bytes, fit: Callable) -> np.ndarray:
-    import io
-
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            return fit(ImageOps.exif_transpose(image))
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise ValueError(f"cannot decode {where}: {error}; repair or remove it") from None
-
-
-def _fit(image: Image.Image, *, size: int, mode: str) -> np.ndarray:
-    """Scale the short side to `size` and cut out the middle square: `[size, size, channels]`."""
-    if image.mode.startswith("I;16"):  # Pillow's conversion would clip it
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    if image.size != (size, size):
-        image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image.convert(mode)).reshape(size, size, -1)
 
 
 SOURCES: dict[str, Callable[..., Source]] = {"digits": _digits, "folder": _folder, "tfds": _tfds}

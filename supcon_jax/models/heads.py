@@ -1,5 +1,6 @@
 """What sits on the encoder: a projection for the contrastive loss or a classifier, and the pair."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from supcon_jax.losses import l2_normalize
+
+INITIALIZERS: dict[str, nn.initializers.Initializer] = {
+    "lecun_normal": nn.initializers.lecun_normal(),
+    "glorot_uniform": nn.initializers.glorot_uniform(),
+    "normal_0.01": nn.initializers.normal(0.01),
+    "zeros": nn.initializers.zeros,
+}
 
 
 class Projection(nn.Module):
@@ -17,6 +25,7 @@ class Projection(nn.Module):
     Attributes:
       layers: output sizes; one entry is a single linear map.
       batch_norm: normalise the hidden layers, which then have no bias.
+      kernel_init: name in `INITIALIZERS`.
       dtype: type of the computation; None follows the input and the parameters.
       axis_name: mapped axis whose devices share batch statistics; None keeps them local.
 
@@ -26,13 +35,15 @@ class Projection(nn.Module):
 
     layers: tuple[int, ...] = (128,)
     batch_norm: bool = False
+    kernel_init: str = "lecun_normal"
     dtype: Any = None
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n features"], train: bool) -> Float[Array, "n projection"]:
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=INITIALIZERS[self.kernel_init])
         for size in self.layers[:-1]:
-            x = nn.Dense(size, use_bias=not self.batch_norm, dtype=self.dtype)(x)
+            x = dense(size, use_bias=not self.batch_norm)(x)
             if self.batch_norm:
                 x = nn.BatchNorm(
                     use_running_average=not train,
@@ -41,7 +52,7 @@ class Projection(nn.Module):
                     axis_name=self.axis_name,
                 )(x)
             x = nn.relu(x)
-        x = nn.Dense(self.layers[-1], use_bias=False, dtype=self.dtype)(x)
+        x = dense(self.layers[-1], use_bias=False)(x)
         return l2_normalize(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
 
 
@@ -49,12 +60,14 @@ class Classifier(nn.Module):
     """One dense layer: `[n, features]` -> logits `[n, classes]`, at least float32."""
 
     classes: int
+    kernel_init: str = "lecun_normal"
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n features"], train: bool) -> Float[Array, "n classes"]:
         del train  # the same in training and inference, as every head has the same arguments
-        x = nn.Dense(self.classes, dtype=self.dtype)(x)
+        init = INITIALIZERS[self.kernel_init]
+        x = nn.Dense(self.classes, kernel_init=init, dtype=self.dtype)(x)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -80,20 +93,3 @@ class Model(nn.Module):
         features = self.encoder(images, train and "encoder" not in self.frozen)
         inputs = l2_normalize(features) if self.normalize else features
         return features, self.head(inputs, train and "head" not in self.frozen)
-
-
-def make_head(
-    name: str,
-    *,
-    classes: int,
-    layers: tuple[int, ...] = (),
-    batch_norm: bool = False,
-    dtype: Any = None,
-    axis_name: str | None = None,
-) -> nn.Module:
-    """The head of a stage: "projection" (`layers`, `batch_norm`) or "classifier" (`classes`)."""
-    if name == "projection":
-        return Projection(tuple(layers), batch_norm, dtype, axis_name)
-    if name == "classifier":
-        return Classifier(classes, dtype)
-    raise ValueError(f"head must be 'projection' or 'classifier', got {name!r}")

@@ -1,16 +1,26 @@
 """Batches are pure functions of (seed, stage, k), and every image is counted as it should."""
 
+import gc
+import itertools
 import threading
 import time
+import weakref
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.stats
 from sklearn.datasets import load_digits
 
 from supcon_jax.data import pipeline
 from supcon_jax.data.sources import Source
 
 RUN = dict(seed=0, stage="supcon")
+
+# Recorded with NumPy 2.4.6: a run that was stopped must go on with the same batches.
+RECORDED = [918, 856, 106, 1415, 38, 865, 346, 541]
+RECORDED_BALANCED = [31, 73, 41, 61, 53, 169, 25, 128, 40, 67, 50, 164]
 
 
 def digits(size):
@@ -24,19 +34,20 @@ def digits(size):
     )
 
 
-def numbered(size):
-    """Images that are their own number, in two bytes."""
+def numbered(size, labels=None):
+    """Images that are their own number, in two bytes, of seven classes in turn."""
+    labels = np.int32(np.arange(size) % 7 if labels is None else labels)
 
     def load(indices):
         high, low = np.divmod(indices, 256)
-        return np.stack([high, low], -1).astype(np.uint8)[:, None, None], np.int32(indices % 7)
+        return np.stack([high, low], -1).astype(np.uint8)[:, None, None], labels[indices]
 
-    labels = np.int32(np.arange(size) % 7)
-    return Source("numbered", size, tuple("abcdefg"), (1, 1, 2), load, lambda: labels)
+    names = tuple("abcdefghij")[: labels.max(initial=6) + 1]
+    return Source("numbered", size, names, (1, 1, 2), load, lambda: labels)
 
 
-def numbers(batch):
-    high, low = np.moveaxis(batch["image"][:, 0, 0, 0].astype(int), -1, 0)
+def numbers(batch, stored=0):
+    high, low = np.moveaxis(batch["image"][:, stored, 0, 0].astype(int), -1, 0)
     return 256 * high + low
 
 
@@ -115,6 +126,237 @@ def test_seeds_stages_and_epochs_have_orders_of_their_own():
 def test_order_never_changes(run, expected):
     """Recorded with NumPy 2.4.6: a run that was stopped must go on with the same batches."""
     assert pipeline.epoch_order(1437, **run)[:8].tolist() == expected
+
+
+def test_batches_never_change():
+    """Recorded before batches could be balanced and mixed: nothing changes where they are not."""
+    batch = pipeline.training_batch(numbered(1437), 12, batch_size=128, **RUN)
+    assert numbers(batch)[:8].tolist() == RECORDED
+    assert sorted(batch) == ["image", "label", "position"]
+
+
+def test_orders_are_kept_and_cannot_be_written_to():
+    order = pipeline.epoch_order(1000, epoch=3, **RUN)
+    assert pipeline.epoch_order(1000, epoch=3, **RUN) is order
+    with pytest.raises(ValueError, match="read-only"):
+        order[0] = 1
+    pipeline.epoch_order.cache_clear()
+    again = pipeline.epoch_order(1000, epoch=3, **RUN)
+    assert again is not order
+    np.testing.assert_array_equal(again, order)
+
+
+# Batches with the same number of images of each class.
+
+
+UNEQUAL = np.repeat(np.arange(6), [40, 3, 17, 8, 90, 12])  # images of each class
+
+
+def balanced(labels, k, batch_size, samples_per_class, **run):
+    source = numbered(len(labels), labels)
+    options = dict(batch_size=batch_size, samples_per_class=samples_per_class)
+    return pipeline.training_batch(source, k, **options, **{**RUN, **run})
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "samples_per_class"), [(24, 4), (12, 4), (16, 4), (20, 4), (4, 4), (6, 1)]
+)
+def test_balanced_batch_has_so_many_images_of_so_many_classes(batch_size, samples_per_class):
+    for k in range(40):
+        batch = balanced(UNEQUAL, k, batch_size, samples_per_class)
+        np.testing.assert_array_equal(UNEQUAL[numbers(batch)], batch["label"])
+        counts = Counter(batch["label"].tolist())
+        assert len(counts) == batch_size // samples_per_class
+        assert set(counts.values()) == {samples_per_class}
+        for c in counts:
+            own = numbers(batch)[batch["label"] == c]
+            assert len(set(own)) == min(samples_per_class, (c == UNEQUAL).sum())
+
+
+def endless(size, stage):
+    """One order of so many things after the other, as lists."""
+    for epoch in itertools.count():
+        yield pipeline.epoch_order(size, seed=0, stage=stage, epoch=epoch).tolist()
+
+
+def walked(labels, batch_size, length):
+    """Balanced batches with a memory: each class hands out group after group of its images."""
+
+    def groups(c):
+        own = np.flatnonzero(labels == c)
+        for order in endless(len(own), f"supcon/class {c}"):
+            if len(own) < length:
+                yield own[(order * length)[:length]]
+            else:
+                for start in range(0, len(own) - length + 1, length):
+                    yield own[order[start : start + length]]
+
+    classes = len(set(labels.tolist()))
+    count = batch_size // length
+    hands = [groups(c) for c in range(classes)]
+    for order in endless(classes, "supcon/classes"):
+        given = {c: next(hand) for c, hand in enumerate(hands)}
+        for start in range(0, classes - count + 1, count):
+            yield np.stack([given[c] for c in order[start : start + count]], 1).reshape(-1)
+
+
+@pytest.mark.parametrize(("batch_size", "length"), [(24, 4), (12, 4), (16, 4), (12, 6)])
+def test_any_balanced_batch_is_the_one_that_walking_there_gives(batch_size, length):
+    expected = list(itertools.islice(walked(UNEQUAL, batch_size, length), 100))
+    for k in (77, 3, 99, 0, 40):
+        batch = balanced(UNEQUAL, k, batch_size, length)
+        np.testing.assert_array_equal(numbers(batch), expected[k])
+
+
+def test_balanced_batches_depend_on_seed_stage_and_number_alone():
+    orders = {
+        run: tuple(numbers(balanced(UNEQUAL, run[2], 24, 4, seed=run[0], stage=run[1])).tolist())
+        for run in itertools.product((0, 1), ("supcon", "linear"), range(10))
+    }
+    assert len(set(orders.values())) == len(orders)
+    pipeline._small_order.cache_clear()
+    for run in reversed(orders):
+        again = balanced(UNEQUAL, run[2], 24, 4, seed=run[0], stage=run[1])
+        assert tuple(numbers(again).tolist()) == orders[run]
+
+
+def test_balanced_batches_never_change():
+    assert numbers(balanced(UNEQUAL, 5, 24, 4))[:12].tolist() == RECORDED_BALANCED
+
+
+def test_classes_and_their_images_come_equally_often():
+    """Two of six classes a batch: three batches have each class once, 30 each image of a class."""
+    labels = np.repeat(np.arange(6), 40)
+    batches = [balanced(labels, k, 8, 4) for k in range(60)]
+    for start in range(0, 60, 3):
+        together = np.concatenate([b["label"] for b in batches[start : start + 3]])
+        np.testing.assert_array_equal(np.bincount(together), np.full(6, 4))
+    for start in (0, 30):
+        together = np.concatenate([numbers(b) for b in batches[start : start + 30]])
+        assert sorted(together) == list(range(240))
+
+
+def test_classes_that_do_not_fill_a_batch_are_left_out_in_turn():
+    batches = [balanced(UNEQUAL, k, 16, 4) for k in range(300)]  # four of six classes
+    counts = np.bincount(np.concatenate([b["label"] for b in batches]), minlength=6) / 4
+    assert abs(counts - 200).max() < 4 * np.sqrt(300 * (4 / 6) * (2 / 6))
+    assert counts.min() < 200 < counts.max()
+
+
+def test_each_device_gets_some_of_each_class():
+    batch = balanced(UNEQUAL, 3, 24, 4)
+    for part in np.split(batch["label"], 4):
+        assert len(set(part.tolist())) == 6
+
+
+def test_few_images_repeat_evenly_with_a_warning():
+    for k in range(20):
+        batch = balanced(UNEQUAL, k, 48, 8)
+        own = Counter(numbers(batch)[batch["label"] == 1].tolist())
+        assert sorted(own.values()) == [2, 3, 3]
+    source = numbered(len(UNEQUAL), UNEQUAL)
+    assert pipeline.check_balance(source, batch_size=48, samples_per_class=8) == (
+        "numbered: 1 of 6 classes have fewer than samples_per_class=8 images, which repeat in a "
+        "batch: b"
+    )
+    assert pipeline.check_balance(source, batch_size=12, samples_per_class=3) == ""
+    many = numbered(7, np.arange(7))
+    assert pipeline.check_balance(many, batch_size=14, samples_per_class=2).endswith(
+        "a, b, c, d, e, ..."
+    )
+
+
+def test_classes_without_images_are_passed_over():
+    labels = np.array([0, 0, 0, 4, 4, 4, 4])
+    for k in range(6):
+        assert sorted(balanced(labels, k, 4, 2)["label"]) == [0, 0, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "samples_per_class", "message"),
+    [
+        (24, 5, "batch_size=24 must be a multiple of samples_per_class=5, such as 20 or 25"),
+        (3, 4, "batch_size=3 must be a multiple of samples_per_class=4, such as 4"),
+        (
+            24,
+            2,
+            "samples_per_class=2 makes 12 classes in a batch of 24, but there are 6; the smallest "
+            "that fits is 4",
+        ),
+        (24, -4, "samples_per_class must be 0 (off) or more; got -4"),
+    ],
+)
+def test_impossible_balance_is_refused(batch_size, samples_per_class, message):
+    source = numbered(len(UNEQUAL), UNEQUAL)
+    options = dict(batch_size=batch_size, samples_per_class=samples_per_class)
+    for refuse in (
+        lambda: pipeline.check_balance(source, **options),
+        lambda: pipeline.training_batch(source, 0, **options, **RUN),
+    ):
+        with pytest.raises(ValueError, match="samples_per_class") as caught:
+            refuse()
+        assert str(caught.value) == message
+
+
+def test_images_of_each_class_are_found_once_and_let_go():
+    source, calls = numbered(50), []
+    counted = replace(source, labels=lambda: calls.append(0) or source.labels())
+    first = pipeline.images_by_class(counted)
+    assert pipeline.images_by_class(counted) is first and len(calls) == 1
+    for c, images in enumerate(first):
+        np.testing.assert_array_equal(images, np.arange(c, 50, 7))
+    gone = weakref.ref(counted)
+    del counted
+    gc.collect()
+    assert gone() is None
+
+
+# Images to mix with.
+
+
+def mixed(k, alpha=1.0, size=64, **run):
+    return pipeline.training_batch(
+        numbered(300), k, batch_size=size, mix_alpha=alpha, **{**RUN, **run}
+    )
+
+
+def test_partners_are_a_permutation_of_the_batch():
+    alone = pipeline.training_batch(numbered(300), 2, batch_size=64, **RUN)
+    batch = mixed(2)
+    assert {name: (x.shape, str(x.dtype)) for name, x in batch.items()} == {
+        "image": ((64, 2, 1, 1, 2), "uint8"),
+        "label": ((64, 2), "int32"),
+        "position": ((64,), "int32"),
+        "share": ((64,), "float32"),
+    }
+    np.testing.assert_array_equal(batch["image"][:, :1], alone["image"])
+    np.testing.assert_array_equal(batch["label"][:, 0], alone["label"])
+    assert sorted(numbers(batch, 1)) == sorted(numbers(alone))
+    assert (numbers(batch, 1) != numbers(batch, 0)).sum() > 55  # one stays with itself on average
+    np.testing.assert_array_equal(batch["label"][:, 1], numbers(batch, 1) % 7)
+
+
+def test_partners_depend_on_seed_stage_and_number_alone():
+    def draw(run):
+        batch = mixed(run[2], seed=run[0], stage=run[1])
+        place = {number: i for i, number in enumerate(numbers(batch))}
+        return tuple(place[n] for n in numbers(batch, 1)), tuple(batch["share"].tolist())
+
+    drawn = {run: draw(run) for run in itertools.product((0, 1), ("cross_entropy", "x"), range(5))}
+    for part in (0, 1):
+        assert len({both[part] for both in drawn.values()}) == len(drawn)
+    assert all(draw(run) == drawn[run] for run in reversed(drawn))
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_shares_follow_the_beta_distribution(alpha):
+    shares = np.concatenate([mixed(k, alpha, size=250)["share"] for k in range(8)])
+    assert scipy.stats.kstest(shares, scipy.stats.beta(alpha, alpha).cdf).pvalue > 0.01
+
+
+def test_hardly_mixed_shares_are_finite():
+    shares = mixed(0, alpha=1e-4)["share"]
+    assert np.isfinite(shares).all() and ((shares == 0) | (shares == 1)).any()
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 16, 300])

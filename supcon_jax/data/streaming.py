@@ -1,0 +1,394 @@
+"""Batches of a split that does not fit in memory, decoded and cropped on the host as they are used.
+
+Batch k is a pure function of (seed, stage, k), as it is in memory: neither the number of workers or
+processes nor where the stream started changes it, so nothing has to be saved to resume.
+"""
+
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from functools import cache, lru_cache, partial
+from importlib import import_module
+from itertools import islice, product
+from multiprocessing import util
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from supcon_jax.data.decode import DecodeError, opencv, random_crops
+from supcon_jax.data.pipeline import Batch, epoch_order
+from supcon_jax.data.sources import Encoded, Source
+
+CHUNK = 32  # images that are handed over at once; with one by one, that would be most of the work
+AHEAD = 3  # chunks of each worker that are being made or wait to be taken
+BAD_SHARE = 0.01  # of the images may be undecodable
+BAD_OF = 1000  # images that this is a share of, at least, so that the first bad one stops nothing
+CROPS = zlib.crc32(b"crops")  # keeps these random numbers apart from others of (seed, stage, k)
+FREE, FULL, STOP = range(3)
+SHARED = Path("/dev/shm")  # where Linux keeps shared memory
+
+Read = Callable[[np.ndarray], list[Encoded]]
+Filled = tuple[np.ndarray, list[str]]  # labels of a chunk; a line for each image that is bad
+Fill = Callable[[int, np.ndarray], Filled]
+
+
+class Chunk(NamedTuple):
+    """A part of a batch: images `[n, stored * views, size, size, channels]`, labels `[n, stored]`,
+    and a line for each image that could not be decoded on the way.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    bad: list[str]
+
+
+def stream(
+    source: Source,
+    *,
+    start: int,
+    stop: int,
+    seed: int,
+    stage: str,
+    batch_size: int,
+    views: int,
+    size: int,
+    channels: int,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    workers: int,
+    process: tuple[int, int] = (0, 1),
+    indices_of: Callable[[int], np.ndarray] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> Generator[Batch]:
+    """Batches `start` to `stop - 1` of a stage, with random crops made while decoding.
+
+    The crops are those of `augment.random_resized_crop`; an image is decoded once for all its
+    views. One that cannot be decoded is replaced by the next of its batch, with one warning.
+    Close the generator when done: that ends the worker processes.
+
+    Args:
+      source: training images; one with `read`.
+      start: number of the first batch.
+      stop: number after that of the last batch.
+      seed: of the run.
+      stage: name of the stage.
+      batch_size: images in the global batch.
+      views: crops of each image.
+      size: their side in pixels.
+      channels: 1 (grey) or 3 (RGB).
+      area: smallest and largest share of the image's area in a crop.
+      ratio: smallest and largest width / height of a crop.
+      workers: processes that decode, by Grain; 0: threads of this process.
+      process: index of this process among those of the run, and how many there are; each gets its
+        contiguous part of every global batch.
+      indices_of: `k -> [batch_size]` or `[batch_size, stored]`: the images of global batch k; by
+        default those of `pipeline.epoch_order`. Every worker calls it for every chunk.
+      warn: gets a line about each undecodable image; by default it goes to standard error.
+
+    Yields:
+      "image" `[b, stored * views, size, size, channels]` uint8, where the views of a stored image
+      are neighbours; "label" int32, `[b]` or `[b, stored]` as the indices are; "position" `[b]`
+      int32, the place in the global batch.
+
+    Raises:
+      ValueError: an impossible request, or more than 1 % of the images cannot be decoded.
+      ModuleNotFoundError: `workers` without Grain.
+    """
+    if source.read is None:
+        raise ValueError(f"{source.name} is decoded in memory: there is nothing to stream")
+    if indices_of is None:
+        indices_of = partial(epoch_indices, source.size, batch_size, seed, stage)
+    places = _places(batch_size, *process)
+    parts = np.array_split(places, -(-len(places) // CHUNK))
+    stored = indices_of(start).shape[1:]  # () or (stored,)
+    fill = partial(
+        fill_chunk,
+        parts=parts,
+        read=source.read,
+        indices_of=indices_of,
+        draws_of=partial(crop_draws, (batch_size, math.prod(stored), views), seed, stage),
+        crop=partial(random_crops, size=size, channels=channels, area=area, ratio=ratio),
+    )
+    shape = (math.prod(stored) * views, size, size, channels)
+    numbers = range(start * len(parts), stop * len(parts))
+    known: set[str] = set()
+    with closing(_chunks(fill, numbers, (len(parts[0]), *shape), workers)) as chunks:
+        for k in range(start, stop):
+            batch = {
+                "image": np.empty((len(places), *shape), np.uint8),
+                "label": np.empty((len(places), *stored), np.int32),
+                "position": places.copy(),
+            }
+            bad = [line for part in parts for line in _take(next(chunks), batch, part)]
+            seen = (k + 1 - start) * batch["label"].size
+            _report(bad, known, min(source.size, max(seen, BAD_OF)), warn or _print)
+            yield batch
+
+
+def fill_chunk(
+    number: int,
+    out: np.ndarray,
+    *,
+    parts: list[np.ndarray],
+    read: Read,
+    indices_of: Callable[[int], np.ndarray],
+    draws_of: Callable[[int], np.ndarray],
+    crop: Callable[..., list[np.ndarray]],
+) -> Filled:
+    """Read and crop the images of a chunk.
+
+    Args:
+      number: of the chunk: batch `number // len(parts)`, part `number % len(parts)`.
+      out: `[n, stored * views, size, size, channels]` uint8, gets the crops.
+      parts: the places in the global batch that its chunks have.
+      read: of the source.
+      indices_of: `k -> [batch_size]` or `[batch_size, stored]`, the images of batch k.
+      draws_of: `k -> [batch_size, stored, views, 4]`, the random numbers of their crops.
+      crop: `decode.random_crops` with all options.
+
+    Returns:
+      Labels `[n * stored]` int32, and a line for each image that cannot be decoded.
+    """
+    k, part = divmod(number, len(parts))
+    places, draws = parts[part], draws_of(k)
+    indices = indices_of(k).reshape(draws.shape[:2])
+    rows = read(indices[places].ravel())
+    slots = out[: len(places)].reshape(len(rows), -1, *out.shape[2:])  # [n * stored, views, ...]
+    labels = np.empty(len(rows), np.int32)
+    bad: list[str] = []
+    for i, (place, column) in enumerate(product(places.tolist(), range(draws.shape[1]))):
+        candidates = _candidates(rows[i], indices[:, column], place, read)
+        labels[i] = _first_good(candidates, draws[place, column], crop, slots[i], bad)
+    return labels, bad
+
+
+def crop_draws(shape: tuple[int, int, int], seed: int, stage: str, k: int) -> np.ndarray:
+    """`[*shape, 4]` uniform in [0, 1): the random numbers of all crops of global batch k."""
+    entropy = np.random.SeedSequence([seed, zlib.crc32(stage.encode()), k, CROPS])
+    return np.random.RandomState(np.random.MT19937(entropy)).random_sample((*shape, 4))
+
+
+def epoch_indices(size: int, batch_size: int, seed: int, stage: str, k: int) -> np.ndarray:
+    """`[batch_size]`: the images of global batch k, as `pipeline.training_batch` takes them."""
+    epoch, place = divmod(k, size // batch_size)
+    order = _order(size, seed=seed, stage=stage, epoch=epoch)
+    return order[place * batch_size : (place + 1) * batch_size]
+
+
+_order = lru_cache(maxsize=2)(epoch_order)  # of ImageNet, it takes as long as decoding a chunk
+
+
+def _places(batch_size: int, index: int, count: int) -> np.ndarray:
+    """The places in the global batch that a process of the run has."""
+    if batch_size % count or not 0 <= index < count:
+        raise ValueError(
+            f"process must be the index and number of processes, a number that divides the "
+            f"batch size of {batch_size}; got ({index}, {count})"
+        )
+    local = batch_size // count
+    return np.arange(index * local, (index + 1) * local, dtype=np.int32)
+
+
+def _candidates(row: Encoded, order: np.ndarray, place: int, read: Read) -> Iterator[Encoded]:
+    """An image, and what takes its place: those that follow it in the order of the batch."""
+    yield row
+    for later in range(place + 1, place + len(order)):
+        yield read(order[[later % len(order)]])[0]
+
+
+def _first_good(
+    candidates: Iterator[Encoded],
+    draws: np.ndarray,
+    crop: Callable[..., list[np.ndarray]],
+    out: np.ndarray,
+    bad: list[str],
+) -> int:
+    """Crops the first candidate that can be decoded into `out`, and gives its label."""
+    for where, image, label in candidates:
+        try:
+            for view, pixels in zip(out, crop(where, image, draws), strict=True):
+                view[:] = pixels
+            return label
+        except DecodeError as error:
+            bad.append(str(error))
+    raise ValueError(f"no image of a batch can be decoded; one of them: {bad[-1]}")
+
+
+def _take(chunk: Chunk, batch: Batch, part: np.ndarray) -> list[str]:
+    """Copy a chunk to its place in the batch, and pass on which images are bad."""
+    start = part[0] - batch["position"][0]
+    rows = slice(start, start + len(part))
+    batch["image"][rows] = chunk.images[: len(part)]
+    batch["label"][rows] = chunk.labels.reshape(batch["label"][rows].shape)
+    return chunk.bad
+
+
+def _report(bad: list[str], known: set[str], images: int, warn: Callable[[str], None]) -> None:
+    """Warn of each bad image once; give up when they are more than their share of the images."""
+    for line in bad:
+        if line not in known:
+            known.add(line)
+            warn(f"{line}; the next image stands in for it")
+    if len(known) > BAD_SHARE * images:
+        raise ValueError(
+            f"{len(known)} images cannot be decoded, more than {BAD_SHARE:.0%} of {images}; "
+            f"the last: {bad[-1]}"
+        )
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _chunks(fill: Fill, numbers: range, shape: tuple[int, ...], workers: int) -> Generator[Chunk]:
+    """The chunks with these numbers, in order; the images of one are gone when the next is taken.
+
+    Args:
+      fill: `(number, out) -> (labels, bad)`, writes the images to `out`.
+      numbers: of the chunks.
+      shape: of the images of the largest chunk.
+      workers: processes; 0: threads of this process.
+    """
+    if workers:
+        return _from_processes(fill, numbers, shape, workers)
+    return _from_threads(fill, numbers, shape)
+
+
+def _from_threads(fill: Fill, numbers: range, shape: tuple[int, ...]) -> Generator[Chunk]:
+    def make(number: int) -> Chunk:
+        out = np.empty(shape, np.uint8)
+        return Chunk(out, *fill(number, out))
+
+    threads, remaining = os.cpu_count() or 1, iter(numbers)
+    with ThreadPoolExecutor(threads) as pool:
+        ahead = deque(pool.submit(make, number) for number in islice(remaining, AHEAD * threads))
+        try:
+            while ahead:
+                chunk = ahead.popleft().result()
+                ahead.extend(pool.submit(make, number) for number in islice(remaining, 1))
+                yield chunk
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# Grain starts the worker processes, gives each its numbers and keeps the order. The images come
+# through slots of one shared memory, used again and again: new memory would cost more than copying.
+# Chunk n is in slot n modulo their number, where a worker waits until the one before was taken.
+# In front of the slots are a byte that says STOP, and one for each slot that says FREE or FULL.
+
+
+def _from_processes(
+    fill: Fill, numbers: range, shape: tuple[int, ...], workers: int
+) -> Generator[Chunk]:
+    grain = _grain()
+    slots = (AHEAD * workers, *shape)
+    with _shared_memory(1 + slots[0] + math.prod(slots), workers) as memory:
+        dataset = grain.MapDataset.range(numbers.start, numbers.stop)
+        dataset = dataset.map(partial(_fill_slot, fill=fill, memory=memory.name, slots=slots))
+        dataset = dataset.to_iter_dataset(grain.ReadOptions(0, 0))
+        options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
+        with closing(iter(dataset.mp_prefetch(options, _start_worker))) as filled:
+            stop = util.Finalize(None, _stop, (memory,), exitpriority=10)  # before Grain's own
+            try:
+                for number, (labels, bad) in zip(numbers, filled, strict=True):
+                    images = partial(_slot, memory, slots, number)
+                    yield Chunk(images(), np.frombuffer(labels, np.int32), bad)
+                    _states(memory)[1 + number % slots[0]] = FREE
+            finally:
+                stop()
+
+
+def _fill_slot(
+    number: int, *, fill: Fill, memory: str, slots: tuple[int, ...]
+) -> tuple[bytes, list[str]]:
+    """What a worker does with the number of a chunk."""
+    shared, state = _attached(memory), 1 + number % slots[0]
+    while _states(shared)[state] == FULL and _states(shared)[0] != STOP:
+        time.sleep(0.005)
+    labels, bad = fill(number, _slot(shared, slots, number))
+    _states(shared)[state] = FULL
+    return labels.tobytes(), bad
+
+
+def _slot(memory: SharedMemory, slots: tuple[int, ...], number: int) -> np.ndarray:
+    """The images of a chunk."""
+    count, *shape = slots
+    start = 1 + count + (number % count) * math.prod(shape)
+    return np.ndarray(shape, np.uint8, memory.buf, start)
+
+
+def _states(memory: SharedMemory) -> memoryview:
+    assert memory.buf is not None
+    return memory.buf
+
+
+def _stop(memory: SharedMemory) -> None:
+    """No worker waits for a slot any longer, so that all see that they are to end."""
+    _states(memory)[0] = STOP
+
+
+@contextmanager
+def _shared_memory(size: int, workers: int) -> Iterator[SharedMemory]:
+    free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else math.inf
+    if size > free:
+        raise ValueError(
+            f"{workers} workers need {size / 1e6:.0f} MB of shared memory, {SHARED} has "
+            f"{free / 1e6:.0f} MB free: give the container more (docker run --shm-size), or use "
+            "fewer workers, or 0: threads of this process"
+        )
+    memory = SharedMemory(create=True, size=size)
+    unlink = util.Finalize(None, memory.unlink, exitpriority=0)  # at the latest at exit
+    try:
+        yield memory
+    finally:
+        unlink()
+        with suppress(BufferError):  # an array in a traceback: freed with it
+            memory.close()
+
+
+_attached = cache(SharedMemory)  # once a worker
+
+
+def _start_worker(index: int, count: int) -> None:
+    """A worker uses one thread and no accelerator, and ends when the main process does."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the main process decides what these mean
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_main, daemon=True).start()
+    jax.config.update("jax_platforms", "cpu")
+    if (cv2 := opencv()) is not None:
+        cv2.setNumThreads(1)
+
+
+def _end_with_main() -> None:
+    main = multiprocessing.parent_process()
+    if main is not None:
+        main.join()
+        os._exit(1)
+
+
+def _grain() -> ModuleType:
+    try:
+        grain = import_module("grain")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "worker processes need Grain: pip install grain; or use 0 workers: threads"
+        ) from None
+    flags = import_module("absl.flags").FLAGS
+    for name in flags:
+        if name.startswith("grain_"):  # Grain reads them, also where nobody has parsed flags
+            flags[name].present = True
+    return grain
