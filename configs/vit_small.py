@@ -6,7 +6,7 @@ The paper claims the method for any encoder and trains ResNets only. Optimizer a
 DeiT (https://arxiv.org/abs/2012.12877): AdamW at 5e-4 x batch / 512, betas 0.9 and 0.999, decoupled
 weight decay 0.05 on kernels, cosine; 40 epochs of warm-up as MoCo v3 (https://arxiv.org/abs/
 2104.02057) has for ViT; stacked RandAugment as for the paper's ResNet-200. Temperature, projection
-and loss scale are the ResNet-50 recipe's. Cross-entropy adds mixup and a parameter average, as DeiT.
+and loss scale are the ResNet-50 recipe's. Cross-entropy adds mixup and a parameter average.
 Accuracy: not yet run.
 """
 

@@ -1,5 +1,6 @@
 """The command from end to end: results, exact resume, and one clear line for what goes wrong."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -8,11 +9,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+from state_dicts import state_dict_of
 
 from supcon_jax import config as configuration
 from supcon_jax import report, train
 from supcon_jax.checkpoints import Checkpoints
 from supcon_jax.logs import Recorder, read_metrics
+from supcon_jax.models import ResNet, load_torch_encoder
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,6 +139,64 @@ def test_resumed_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
         jax.tree.map(np.testing.assert_array_equal, actual, wanted)
 
 
+def test_encoder_from_a_file_is_scored(tmp_path):
+    """The linear stage alone: the encoder stays as the file has it, the classifier learns."""
+    config = small("linear", model__weights=str(tmp_path / "encoder.npz"), linear__epochs=8.0)
+    encoder = ResNet(10, width=0.0625, stem="cifar")
+    np.savez(config.model.weights, **state_dict_of(encoder, channels=1))
+    results = train.train_and_evaluate(config, tmp_path / "run")
+    assert results["recipe"] == ["linear"]
+    assert results["test"]["top1"] > 0.3  # of random features; chance is 0.1
+    frozen = final_arrays(tmp_path / "run", "linear")["frozen"]["encoder"]
+    expected = load_torch_encoder(config.model.weights, encoder)["params"]
+    jax.tree.map(np.testing.assert_array_equal, frozen, expected)
+
+
+def test_average_of_the_parameters_is_evaluated_and_handed_on(tmp_path):
+    config = small(supcon__average=0.5, supcon__epochs=1.0)
+    train.train_and_evaluate(config, tmp_path)
+    state = final_arrays(tmp_path, "supcon")
+    handed_on = final_arrays(tmp_path, "linear")["frozen"]["encoder"]
+    jax.tree.map(np.testing.assert_array_equal, handed_on, state["aux"]["average"]["encoder"])
+    assert not np.array_equal(
+        handed_on["conv_stem"]["kernel"], state["params"]["encoder"]["conv_stem"]["kernel"]
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of 40 JPEGs each: parts of two photographs."""
+    root = tmp_path_factory.mktemp("folder")
+    for split, name in itertools.product(("train", "test"), ("china", "flower")):
+        photo = load_sample_image(f"{name}.jpg")
+        (root / split / name).mkdir(parents=True)
+        for i in range(40):
+            row, column = divmod(i + 40 * (split == "test"), 10)
+            part = photo[48 * row : 48 * row + 40, 60 * column : 60 * column + 44]
+            Image.fromarray(part).save(root / split / name / f"{i}.jpg")
+    return root
+
+
+@pytest.mark.parametrize("memory", [4.0, 0.0])
+def test_folder_trains_from_memory_and_streamed(folder, tmp_path, memory):
+    """Mixed images, whose partners and shares must arrive on either way; then in the same manner
+    one view an image for evaluation.
+    """
+    config = configuration.load("imagenette:cross_entropy")
+    config.data.update(dir=str(folder), test_split="test", load_size=32, image_size=16)
+    config.data.update(memory_limit_gb=memory, workers=1, holdout=0.0, per_class=32)
+    config.model.update(depth=10, width=0.0625, stem="cifar")
+    config.log.update(every_steps=1)
+    config.cross_entropy.update(batch_size=32, epochs=2.0, warmup_epochs=0.0)
+    config.cross_entropy.update(samples_per_class=16, mix="mixup", micro_batches=2)
+    config.cross_entropy.augment.update(name="crop_flip")
+    results = train.train_and_evaluate(config, tmp_path)
+    assert results["stages"]["cross_entropy"]["steps"] == 4  # 64 images, 2 batches an epoch
+    assert results["test"]["images"] == 80
+    losses = [r["loss"] for r in read_metrics(tmp_path) if "loss" in r]
+    assert len(losses) == 4 and 0.1 < np.mean(losses) < 2
+
+
 def test_finished_run_is_only_evaluated_again(finished, monkeypatch):
     workdir, expected = finished
     monkeypatch.setattr(Recorder, "add", None)  # a step would call it
@@ -208,8 +271,8 @@ def test_checkpoint_before_a_loss_that_is_not_finite_is_kept(tmp_path, monkeypat
          "devices, such as 104"),
         ({"linear__batch_size": 2000}, "config.linear.batch_size=2000 is larger than the 1394 "
          "training images of digits/train; set it to 1392 or less"),
-        ({"model__stem": "imagenet"}, "config.data.image_size=8 is too small for ResNet-10 with "
-         "the imagenet stem, which needs 32 pixels"),
+        ({"model__stem": "imagenet"}, "config.data.image_size=8 is too small for this encoder, "
+         "which needs 32 pixels"),
         ({"data__test_split": "tset"}, "digits has the splits train, test, first1437, last360, not "
          "'tset'"),
         ({"supcon__warmup_epochs": 2.0}, "warm-up must be shorter than the stage: 10 of 10 steps"),

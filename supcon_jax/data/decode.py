@@ -280,7 +280,7 @@ def _png_header(data: bytes) -> _Header | None:
         place += 12 + _number(data[place : place + 4])
     height, width = _number(data[20:24]), _number(data[16:20])
     depth, colours = data[24], data[25]
-    if place > len(data) or depth != 8 or colours not in (0, 2):
+    if depth != 8 or colours not in (0, 2):
         return None
     return _Header(height, width, colours == 2, False, False)
 

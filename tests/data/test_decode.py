@@ -404,6 +404,15 @@ def test_cut_off_files_are_refused(tolerance, form):
             np.testing.assert_array_equal(found, whole)
 
 
+def test_opencv_is_not_asked_for_a_jpeg_without_an_end(opencv, monkeypatch):
+    """OpenCV 4 makes up what is missing."""
+    data, asked = encoded(photograph()), []
+    monkeypatch.setattr(opencv, "imdecode", lambda *_: asked.append(1))
+    for keep in np.linspace(24, len(data) - 1, 25).astype(int):
+        outcome(data[:keep])
+    assert not asked
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"not an image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", PNG_OF_NOTHING]
 )
