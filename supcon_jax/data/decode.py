@@ -1,8 +1,8 @@
 """From a file or its bytes to pixels: the middle square, or random crops made while decoding.
 
 OpenCV decodes plain 8-bit JPEG and PNG, Pillow all the rest, and everything where OpenCV (4.11 or
-newer) is missing. Both bring libjpeg-turbo and give the same pixels: no difference in the 4,200
-JPEGs and the qualities, subsamplings and formats of `tests/data/test_decode.py`.
+newer) is missing. Both bring libjpeg-turbo and give the same pixels: no difference in the files of
+`experiments/benchmarks/input.json`, nor in the qualities and formats of the tests.
 """
 
 import io
@@ -100,9 +100,9 @@ def random_crops(
     """Random parts of an image, each resized to a square; the image is decoded once.
 
     The same as `augment.random_resized_crop` on the device, value for value after rounding: plain
-    bilinear interpolation at the real-valued box, as the authors' code does it. Only where all
-    crops are at least 2, 4 or 8 times larger than the result, a JPEG is decoded at so much smaller
-    a size, which averages the pixels that interpolation would jump over.
+    bilinear interpolation, as in the authors' code, at a real-valued box. Only where all crops are
+    at least 2, 4 or 8 times larger than the result, a JPEG is decoded at so much smaller a size,
+    which averages the pixels that interpolation would jump over.
 
     Args:
       where: name for messages.

@@ -260,7 +260,7 @@ def _sequence(
     """The chosen of the operations, each with a random sign and a hole at a random place."""
     pixels = jnp.round(255 * image).astype(jnp.uint8)
     signs = jnp.where(draws[:, 0] < 0.5, jnp.float32(-1), jnp.float32(1))
-    centres = jnp.floor(draws[:, 1:] * jnp.array(image.shape[:2]))
+    centres = jnp.floor(draws[:, 1:] * jnp.array([image.shape[:2]]))
     each = jax.tree.map(lambda field: field[chosen], operations)
 
     def layer(pixels: Pixels, step: tuple[Operation, Array, Array]) -> tuple[Pixels, None]:
@@ -298,15 +298,16 @@ def _apply(
 ) -> Pixels:
     def look_up(pixels: Pixels) -> Pixels:
         tables = _tables(pixels, operation, histogram)
-        places = 256 * jnp.arange(pixels.shape[-1]) + pixels
-        return tables.reshape(-1).at[places].get(mode="promise_in_bounds").astype(jnp.uint8)
+        return (
+            tables.reshape(-1).at[_places(pixels)].get(mode="promise_in_bounds").astype(jnp.uint8)
+        )
 
     branches = (
         lambda pixels: pixels,
         lambda pixels: _map(pixels, operation, sign, centre),
         look_up,
-        lambda pixels: _blend(pixels, _grey(pixels), operation.factor),
-        lambda pixels: _blend(pixels, _smooth(pixels), operation.factor),
+        lambda pixels: _blend(pixels, _grey(pixels), operation.factor).astype(jnp.uint8),
+        lambda pixels: _blend(pixels, _smooth(pixels), operation.factor).astype(jnp.uint8),
     )
     return jax.lax.switch(jnp.int32(operation.kind), branches, pixels)
 
@@ -319,7 +320,7 @@ def _map(pixels: Pixels, operation: Operation, sign: Array, centre: Array) -> Pi
     height, width, channels = pixels.shape
     angle = sign * operation.angle * (math.pi / 180)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    x, y = jnp.arange(width) + 0.5, (jnp.arange(height) + 0.5)[:, None]
+    x, y = (jnp.arange(width) + 0.5)[None], (jnp.arange(height) + 0.5)[:, None]
     right, down = x - width / 2, y - height / 2  # of the middle
     moved_x = sign * (operation.shear_x * y + operation.shift_x * width)
     moved_y = sign * (operation.shear_y * x + operation.shift_y * height)
@@ -328,8 +329,9 @@ def _map(pixels: Pixels, operation: Operation, sign: Array, centre: Array) -> Pi
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
 
     half = jnp.floor(operation.hole * height + 1e-3)  # 40 / 224 of 224 is 40 in spite of rounding
-    above, left = jnp.arange(height) - centre[0], jnp.arange(width) - centre[1]
-    inside &= ~(((-half <= above) & (above < half))[:, None] & (-half <= left) & (left < half))
+    above = jnp.arange(height)[:, None] - centre[0]
+    left = jnp.arange(width)[None] - centre[1]
+    inside &= ~((-half <= above) & (above < half) & (-half <= left) & (left < half))
     place = jnp.where(inside, row * width + column, height * width).astype(jnp.int32)
     return pixels.reshape(-1, channels).at[place].get(mode="fill", fill_value=FILL)
 
@@ -361,7 +363,8 @@ def stretching(counts: Int[Array, "channels 256"]) -> Tables:
     """Tables that send the lowest value that occurs to 0 and the highest to 255."""
     lowest = jnp.argmax(counts > 0, axis=-1, keepdims=True)
     highest = 255 - jnp.argmax(counts[:, ::-1] > 0, axis=-1, keepdims=True)
-    spread = 255 * jnp.maximum(jnp.arange(256) - lowest, 0) // jnp.maximum(highest - lowest, 1)
+    above = jnp.maximum(jnp.arange(256)[None] - lowest, 0)
+    spread = 255 * above // jnp.maximum(highest - lowest, 1)
     return _or_unchanged(highest > lowest, jnp.minimum(spread, 255))
 
 
@@ -374,19 +377,23 @@ def contrasting(pixels: Pixels, factor: Number) -> Tables:
     total = _grey(pixels).astype(jnp.int32).sum()
     count = pixels.shape[0] * pixels.shape[1]
     mean = (total + count // 2) // count
-    blended = jnp.floor(jnp.clip(mean + factor * (jnp.arange(256) - mean), 0, 255))
-    return jnp.broadcast_to(blended, (pixels.shape[-1], 256))
+    return jnp.broadcast_to(_blend(jnp.arange(256), mean, factor), (pixels.shape[-1], 256))
+
+
+def _places(pixels: Pixels) -> Int[Array, "height width channels"]:
+    """Of the values in a table `[channels, 256]` laid flat."""
+    return 256 * jnp.arange(pixels.shape[-1]).reshape(1, 1, -1) + pixels
 
 
 def _or_unchanged(condition: Array, table: Array) -> Tables:
-    return jnp.where(condition, table, jnp.arange(256)).astype(jnp.float32)
+    return jnp.where(condition, table, jnp.arange(256)[None]).astype(jnp.float32)
 
 
 def histogram_by_scatter(pixels: Pixels) -> Int[Array, "channels 256"]:
     """How often each value occurs in each channel: the fastest way for one image on a CPU."""
     channels = pixels.shape[-1]
-    places = (256 * jnp.arange(channels) + pixels).reshape(-1)
-    counts = jnp.zeros(256 * channels, jnp.int32).at[places].add(1, mode="promise_in_bounds")
+    zeros = jnp.zeros(256 * channels, jnp.int32)
+    counts = zeros.at[_places(pixels).reshape(-1)].add(1, mode="promise_in_bounds")
     return counts.reshape(channels, 256)
 
 
@@ -401,9 +408,10 @@ def histogram_by_bits(pixels: Pixels) -> Int[Array, "channels 256"]:
     count, words = height * width, -(-height * width // 32)
     padded = jnp.pad(pixels.reshape(count, channels), ((0, 32 * words - count), (0, 0)))
     grouped = padded.T.reshape(channels, words, 32).astype(jnp.uint32)
-    bits = (grouped[:, None] >> jnp.arange(8, dtype=jnp.uint32).reshape(8, 1, 1)) & 1
-    planes = (bits << jnp.arange(32, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
-    values = jnp.arange(16, dtype=jnp.uint32)[:, None]
+    bits = (grouped[:, None] >> jnp.arange(8, dtype=jnp.uint32).reshape(1, 8, 1, 1)) & 1
+    places = jnp.arange(32, dtype=jnp.uint32).reshape(1, 1, 1, 32)
+    planes = (bits << places).sum(-1, dtype=jnp.uint32)
+    values = jnp.arange(16, dtype=jnp.uint32).reshape(1, 16, 1)
 
     def masks(planes: Array) -> Array:
         flips = ((values >> k & 1) - 1 for k in range(4))  # no bit or all of them
@@ -414,9 +422,9 @@ def histogram_by_bits(pixels: Pixels) -> Int[Array, "channels 256"]:
     return counts.at[:, 0].add(count - 32 * words)
 
 
-def _blend(pixels: Pixels, other: Array, factor: Number) -> Pixels:
-    """other + factor (pixel - other), cut to 8 bits."""
-    return jnp.clip(other + factor * (pixels - other), 0, 255).astype(jnp.uint8)
+def _blend(values: Array, other: Array, factor: Number) -> Array:
+    """other + factor (value - other), cut to 8 bits, and no integer lost to rounding."""
+    return jnp.floor(jnp.clip(other + factor * (values - other) + 1e-4, 0, 255))
 
 
 def _grey(pixels: Pixels) -> Float[Array, "height width 1"]:

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from importlib import import_module
 from itertools import islice, product
 from multiprocessing import util
@@ -30,10 +30,10 @@ import jax
 import numpy as np
 
 from supcon_jax.data.decode import DecodeError, opencv, random_crops
-from supcon_jax.data.pipeline import Batch, epoch_order
+from supcon_jax.data.pipeline import Batch, stored_indices
 from supcon_jax.data.sources import Encoded, Source
 
-CHUNK = 32  # images that are handed over at once; with one by one, that would be most of the work
+CHUNK = 32  # images handed over at once: many, for little work, and few, for an early start
 AHEAD = 3  # chunks of each worker that are being made or wait to be taken
 BAD_SHARE = 0.01  # of the images may be undecodable
 BAD_OF = 1000  # images that this is a share of, at least, so that the first bad one stops nothing
@@ -96,7 +96,7 @@ def stream(
       process: index of this process among those of the run, and how many there are; each gets its
         contiguous part of every global batch.
       indices_of: `k -> [batch_size]` or `[batch_size, stored]`: the images of global batch k; by
-        default those of `pipeline.epoch_order`. Every worker calls it for every chunk.
+        default `pipeline.stored_indices`. Every worker calls it for every chunk.
       warn: gets a line about each undecodable image; by default it goes to standard error.
 
     Yields:
@@ -111,7 +111,8 @@ def stream(
     if source.read is None:
         raise ValueError(f"{source.name} is decoded in memory: there is nothing to stream")
     if indices_of is None:
-        indices_of = partial(epoch_indices, source.size, batch_size, seed, stage)
+        of_stage = {"seed": seed, "stage": stage, "batch_size": batch_size}
+        indices_of = partial(stored_indices, size=source.size, **of_stage)
     places = _places(batch_size, *process)
     parts = np.array_split(places, -(-len(places) // CHUNK))
     stored = indices_of(start).shape[1:]  # () or (stored,)
@@ -180,16 +181,6 @@ def crop_draws(shape: tuple[int, int, int], seed: int, stage: str, k: int) -> np
     """`[*shape, 4]` uniform in [0, 1): the random numbers of all crops of global batch k."""
     entropy = np.random.SeedSequence([seed, zlib.crc32(stage.encode()), k, CROPS])
     return np.random.RandomState(np.random.MT19937(entropy)).random_sample((*shape, 4))
-
-
-def epoch_indices(size: int, batch_size: int, seed: int, stage: str, k: int) -> np.ndarray:
-    """`[batch_size]`: the images of global batch k, as `pipeline.training_batch` takes them."""
-    epoch, place = divmod(k, size // batch_size)
-    order = _order(size, seed=seed, stage=stage, epoch=epoch)
-    return order[place * batch_size : (place + 1) * batch_size]
-
-
-_order = lru_cache(maxsize=2)(epoch_order)  # of ImageNet, it takes as long as decoding a chunk
 
 
 def _places(batch_size: int, index: int, count: int) -> np.ndarray:
@@ -286,7 +277,7 @@ def _from_threads(fill: Fill, numbers: range, shape: tuple[int, ...]) -> Generat
 
 
 # Grain starts the worker processes, gives each its numbers and keeps the order. The images come
-# through slots of one shared memory, used again and again: new memory would cost more than copying.
+# through slots of one shared memory, used again and again: new memory would cost as much as copying.
 # Chunk n is in slot n modulo their number, where a worker waits until the one before was taken.
 # In front of the slots are a byte that says STOP, and one for each slot that says FREE or FULL.
 
@@ -305,8 +296,8 @@ def _from_processes(
             stop = util.Finalize(None, _stop, (memory,), exitpriority=10)  # before Grain's own
             try:
                 for number, (labels, bad) in zip(numbers, filled, strict=True):
-                    images = partial(_slot, memory, slots, number)
-                    yield Chunk(images(), np.frombuffer(labels, np.int32), bad)
+                    classes = np.frombuffer(labels, np.int32)
+                    yield Chunk(_slot(memory, slots, number), classes, bad)
                     _states(memory)[1 + number % slots[0]] = FREE
             finally:
                 stop()

@@ -1,4 +1,4 @@
-"""Image operations against Pillow and colorsys, on parts of two real photographs."""
+"""Image operations against Pillow, scipy and colorsys, on parts of two real photographs."""
 
 import colorsys
 import functools
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib import colors
 from PIL import Image, ImageEnhance
+from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_image
 
 from supcon_jax.data import augment
@@ -21,6 +22,8 @@ FLOWER = np.ascontiguousarray(load_sample_image("flower.jpg")[40:364:6, 160:556:
 each_photo = pytest.mark.parametrize("photo", [TOWER, FLOWER], ids=["tower", "flower"])
 
 JITTER = dict(brightness=0.8, contrast=0.8, saturation=1.4, hue=0.4)
+ADDITIVE = JITTER | dict(brightness=0.3)
+SIDE = 5  # of the hole
 CORNERS = np.array(list(itertools.product((0, 128, 255), repeat=3)), np.uint8)
 
 
@@ -65,6 +68,22 @@ def jitter(key, image, probability):
     return augment.color_jitter(key, image, **JITTER, probability=probability)
 
 
+def additive(key, image, probability):
+    strengths = dict(ADDITIVE, probability=probability)
+    return augment.color_jitter(key, image, **strengths, form="tensorflow")
+
+
+def blur(key, image, probability):
+    """Of four patches side by side, because one is too small for more than one tap."""
+    four = jnp.tile(image, (2, 2, 1))
+    blurred = augment.gaussian_blur(key, four, sigma=(0.5, 2.0), probability=probability)
+    return blurred[:12, :12]
+
+
+def cutout(key, image, _):
+    return augment.cutout(key, image, side=SIDE)
+
+
 @functools.cache
 def compiled(operation):
     return jax.jit(jax.vmap(operation, (0, 0, None)))
@@ -86,7 +105,9 @@ def run(unchecked):
 
 # What all operations have in common.
 
-every_operation = pytest.mark.parametrize("operation", [crop, shift, flip, grey, jitter])
+every_operation = pytest.mark.parametrize(
+    "operation", [crop, shift, flip, grey, jitter, additive, blur, cutout]
+)
 
 
 @every_operation
@@ -95,8 +116,9 @@ def test_same_key_same_result_and_other_key_other_result(run, operation):
     made = run(operation, image)
     np.testing.assert_array_equal(made, run(operation, image))
     assert not np.array_equal(made, run(operation, image, keys=keys_of(200, seed=1)))
-    distinct = {crop: 200, shift: 25, flip: 2, grey: 2, jitter: 80}[operation]
-    assert len(np.unique(made.reshape(200, -1), axis=0)) >= distinct
+    distinct = {crop: 200, shift: 25, flip: 2, grey: 2, jitter: 80, additive: 80, blur: 80}
+    distinct[cutout] = 100
+    assert len(np.unique(made.reshape(200, -1), axis=0)) >= distinct[operation]
 
 
 @every_operation
@@ -110,7 +132,8 @@ def test_result_does_not_depend_on_the_other_examples_nor_on_the_place(run, oper
 
 @pytest.mark.parametrize(
     ("operation", "channels"),
-    [(crop, 3), (shift, 3), (flip, 3), (grey, 1), (grey, 3), (jitter, 1), (jitter, 3)],
+    [(x, 3) for x in (crop, shift, flip, grey, jitter, additive, blur, cutout)]
+    + [(x, 1) for x in (grey, jitter, additive, blur)],
 )
 def test_values_stay_between_0_and_1_and_channels_remain(run, operation, channels):
     made = run(operation, patches(channels), probability=1.0)
@@ -119,7 +142,7 @@ def test_values_stay_between_0_and_1_and_channels_remain(run, operation, channel
     assert made[:-2].std() > 0.1  # it is still the photograph
 
 
-@pytest.mark.parametrize("operation", [flip, grey, jitter])
+@pytest.mark.parametrize("operation", [flip, grey, jitter, additive, blur])
 def test_probability_is_the_share_of_changed_images(run, operation):
     images = np.repeat(patches()[5:6], 800, axis=0)
     share = {
@@ -267,6 +290,61 @@ def test_grey_leaves_a_single_channel_as_it_is(run):
     np.testing.assert_array_equal(run(grey, patches(1), 1.0), patches(1))
 
 
+# Blur, cutout.
+
+
+@pytest.mark.parametrize(("height", "taps"), [(19, 1), (54, 5), (224, 23)])
+def test_blur_equals_scipy(unchecked, height, taps):
+    photo = load_sample_image("flower.jpg")[100 : 100 + height, 200:266] / np.float32(255)
+    sigmas = np.float32([0.1, 0.4, 1.0, 2.0])
+
+    def blurred(key, sigma):
+        return augment.gaussian_blur(key, photo, sigma=(sigma, sigma), probability=1.0)
+
+    made = jax.jit(jax.vmap(blurred))(keys_of(4), sigmas)
+    for result, sigma in zip(made, sigmas.astype(float), strict=True):
+        expected = gaussian_filter(
+            photo.astype(float), (sigma, sigma, 0), mode="mirror", radius=(taps // 2, taps // 2, 0)
+        )
+        np.testing.assert_allclose(result, expected, atol=2e-6)
+    assert taps == 1 or np.abs(made[-1] - photo).mean() > 0.01
+
+
+def test_blur_draws_sigma_evenly():
+    """The weights of a pixel and its neighbour have the ratio exp(1 / (2 sigma^2))."""
+    impulse = np.zeros((20, 20, 1), np.float32)
+    impulse[9, 9] = 1
+    made = jax.jit(jax.vmap(partial(augment.gaussian_blur, probability=1.0), (0, None)))(
+        keys_of(2000), impulse
+    )
+    neighbour, itself = np.float64(made[:, 9, 10, 0]), np.float64(made[:, 9, 9, 0])
+    assert_uniform(1 / np.sqrt(2 * np.log(itself / neighbour)), 0.1, 2.0)
+
+
+def test_cutout_fills_a_square_around_every_pixel_equally_often(run):
+    """What would be outside of the image is cut off, so that the corners have smaller holes."""
+    image = patches()[5]
+    made = run(cutout, np.repeat(image[None], 5000, axis=0))
+    pixel = np.arange(12)
+    near = np.abs(pixel[:, None] - pixel[None]) <= SIDE // 2
+    holes = (near[:, None, :, None] & near[None, :, None, :]).reshape(144, 12, 12)
+    filled = np.where(holes[..., None], np.float32(0.5), image)
+    which = (made[:, None] == filled).all(axis=(2, 3, 4))
+    np.testing.assert_array_equal(which.sum(axis=1), 1)
+    counts = which.sum(axis=0)
+    assert counts.min() > 10 and counts.max() < 70  # 35 each, standard deviation 6
+
+
+@pytest.mark.parametrize(("side", "rows"), [(4, slice(3, 7)), (1, slice(5, 6)), (0, slice(0))])
+def test_cutout_of_even_sides(side, rows):
+    """Of `side` pixels from side // 2 above the drawn one, as of the published code."""
+    image = jnp.zeros((12, 12, 1))
+    filled = jax.vmap(partial(augment.cutout, side=side), (0, None))(keys_of(300), image) == 0.5
+    heights = np.asarray(filled).any(axis=(2, 3))
+    assert heights.sum(1).max() == side
+    assert any(np.array_equal(np.flatnonzero(x), np.arange(12)[rows]) for x in heights)
+
+
 # Colours.
 
 
@@ -299,12 +377,21 @@ def luminance(images):
     return (images @ np.array([0.299, 0.587, 0.114]))[..., None]
 
 
-def adjusted(name, images, factors):
+def adjusted(name, images, factors, form="torchvision"):
     """An operation of the colour jitter in float64: images `[n, h, w, c]`, factors `[n]`."""
     factors = factors[:, None, None, None]
-    if name == "hue":
+    if name == "hue" or (form == "tensorflow" and name == "saturation" and images.shape[-1] == 3):
         hue, saturation, value = np.moveaxis(colors.rgb_to_hsv(images), -1, 0)
-        return colors.hsv_to_rgb(np.stack([(hue + factors[..., 0]) % 1, saturation, value], -1))
+        if name == "hue":
+            hue = (hue + factors[..., 0]) % 1
+        else:
+            saturation = np.clip(factors[..., 0] * saturation, 0, 1)
+        return colors.hsv_to_rgb(np.stack([hue, saturation, value], -1))
+    if form == "tensorflow" and name == "brightness":
+        return np.clip(images + factors, 0, 1)
+    if form == "tensorflow" and name == "contrast":
+        mean = images.mean((1, 2), keepdims=True)
+        return np.clip(factors * (images - mean) + mean, 0, 1)
     grey = luminance(images)
     mean = grey.mean((1, 2, 3), keepdims=True)
     other = {"brightness": 0.0, "contrast": mean, "saturation": grey}[name]
@@ -333,20 +420,25 @@ def factors(run):
     """What the keys draw, `{name: [n]}`, read off images in which nothing is clipped.
 
     Hue and saturation leave grey images alone, and contrast leaves their mean alone. The width of a
-    narrow range of colours is multiplied by all factors.
+    narrow range of colours is multiplied by all factors but an additive brightness.
     """
 
-    def of(keys, channels):
+    def of(operation, keys, channels):
         repeat = partial(np.broadcast_to, shape=(len(keys), 12, 12, channels))
         grey = repeat(np.linspace(0.36, 0.44, 12, dtype=np.float32).reshape(1, 12, 1, 1))
-        after = run(jitter, grey, 1.0, keys).astype(float)
-        found = {"brightness": after.mean((1, 2, 3)) / grey[0].mean()}
+        after = run(operation, grey, 1.0, keys).astype(float)
+        means = after.mean((1, 2, 3))
         widths = after.std((1, 2, 3)) / grey[0].std()
-        found["contrast"] = widths / found["brightness"]
+        if operation is additive:
+            found = {"brightness": means - grey[0].mean(), "contrast": widths}
+            widths = 1.0  # a flat image has no contrast
+        else:
+            brightness = means / grey[0].mean()
+            found = {"brightness": brightness, "contrast": widths / brightness}
         if channels == 3:
             coloured = repeat(np.array([0.42, 0.39, 0.38], np.float32))
             hue = colors.rgb_to_hsv(coloured[0, 0, 0].astype(float))[0]
-            pixel = run(jitter, coloured, 1.0, keys)[:, 0, 0].astype(float)
+            pixel = run(operation, coloured, 1.0, keys)[:, 0, 0].astype(float)
             found["saturation"] = np.ptp(pixel, axis=1) / 0.04 / widths
             found["hue"] = (colors.rgb_to_hsv(pixel)[:, 0] - hue + 0.5) % 1 - 0.5
         return found
@@ -354,56 +446,81 @@ def factors(run):
     return of
 
 
-def test_jitter_draws_each_factor_evenly_up_to_its_strength(run, factors):
+@pytest.mark.parametrize("operation", [jitter, additive])
+def test_jitter_draws_each_factor_evenly_up_to_its_strength(run, factors, operation):
     images = np.resize(patches()[5], (2000, 12, 12, 3))
-    found = factors(keys_of(2000), 3)
+    found = factors(operation, keys_of(2000), 3)
     visible = found["saturation"] > 0.05  # else there is no hue
-    for name, strength in JITTER.items():
-        if name == "hue":
-            assert_uniform(found["hue"][visible], -strength, strength)
+    for name, strength in (ADDITIVE if operation is additive else JITTER).items():
+        if name == "hue" or (name == "brightness" and operation is additive):
+            assert_uniform(found[name][visible], -strength, strength)
         else:
             assert_uniform(found[name], max(0, 1 - strength), 1 + strength)
-    changed = (run(jitter, images, 0.5) != images).any((1, 2, 3))
+    changed = (run(operation, images, 0.5) != images).any((1, 2, 3))
     drawn = np.stack([*found.values(), changed])[:, visible]
     dependence = np.corrcoef(drawn)[np.triu_indices(5, 1)]
     assert np.abs(dependence).max() < 0.1  # four standard deviations
 
 
-def distances(images, factors, made):
+def distances(images, factors, made, orders, form):
     """How far each order of the operations is from what was made: `[orders, n]`."""
     images = images.astype(float)
+
+    def apply(x, name):
+        return adjusted(name, x, factors[name], form)
+
     return [
-        np.abs(
-            functools.reduce(lambda x, name: adjusted(name, x, factors[name]), order, images) - made
-        ).max((1, 2, 3))
-        for order in itertools.permutations(factors)
+        np.abs(functools.reduce(apply, order, images) - made).max((1, 2, 3)) for order in orders
     ]
 
 
+@pytest.mark.parametrize("operation", [jitter, additive])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_jitter_is_its_operations_in_every_order_equally_often(run, factors, channels):
-    """Of one channel, brightness and contrast alone: there is no colour."""
-    count, found = 8400, factors(keys_of(8400), channels)
+def test_jitter_is_its_operations_in_every_order_equally_often(run, factors, operation, channels):
+    """Of one channel, brightness and contrast alone: there is no colour.
+
+    Saturation and hue of HSV, next to each other, are the same in both orders.
+    """
+    count, found = 8400, factors(operation, keys_of(8400), channels)
     images = np.resize(patches()[:-2], (count, 12, 12, 3))
     images[:, :3, :9] = np.reshape(CORNERS, (3, 9, 3)) / 255
     images = images[..., :channels]
-    made = run(jitter, images, 0.7, keys_of(count))
+    made = run(operation, images, 0.7, keys_of(count))
     telling = (made != images).any((1, 2, 3))
-    telling &= (found["brightness"] > 1.2) & (found["contrast"] > 1.2)  # which clip
+    form, brighter = ("tensorflow", 0.05) if operation is additive else ("torchvision", 1.2)
+    telling &= (found["brightness"] > brighter) & (found["contrast"] > 1.2)  # which clip
     if channels == 3:
         telling &= (found["saturation"] > 1.3) & (np.abs(found["hue"]) > 0.05)
     chosen = {name: values[telling] for name, values in found.items()}
-    errors = distances(images[telling], chosen, made[telling])
+    orders = list(itertools.permutations(chosen))
+    weights = np.ones(len(orders))
+    if operation is additive and channels == 3:
+        orders = [order for order in orders if "saturation hue" not in " ".join(order)]
+        weights = np.array([1 + ("hue saturation" in " ".join(order)) for order in orders])
+    errors = distances(images[telling], chosen, made[telling], orders, form)
     best, second = np.sort(errors, axis=0)[:2]
     assert best.max() < 1e-4
     clear = second > 1e-3
     assert clear.mean() > 0.9
-    assert_equally_often(np.argmin(errors, axis=0)[clear], len(errors))
+    assert_as_often_as(np.argmin(errors, axis=0)[clear], weights / weights.sum())
 
 
-def assert_equally_often(drawn, choices):
+@pytest.mark.parametrize("form", ["torchvision", "tensorflow"])
+def test_jitter_of_no_strength_is_the_identity(form):
+    image, nothing = coloured(), dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+    jitter = partial(augment.color_jitter, **nothing, probability=1.0, form=form)
+    made = jax.vmap(jitter, (0, None))(keys_of(8), jnp.asarray(image))
+    np.testing.assert_allclose(made, np.broadcast_to(image, made.shape), atol=2e-6)
+
+
+def test_an_unknown_form_of_jitter_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="form must be one of torchvision, tensorflow; got 'tf'"):
+        augment.color_jitter(jax.random.key(0), jnp.asarray(coloured()), **JITTER, form="tf")
+
+
+def assert_as_often_as(drawn, shares):
     """By the chi-squared test, whose deviation is sqrt(2 * freedom)."""
-    expected, freedom = len(drawn) / choices, choices - 1
-    assert expected > 10
-    times = np.bincount(drawn, minlength=choices)
+    expected, freedom = len(drawn) * shares, len(shares) - 1
+    assert expected.min() > 10
+    times = np.bincount(drawn, minlength=len(shares))
     assert np.sum((times - expected) ** 2 / expected) < freedom + 5 * np.sqrt(2 * freedom)

@@ -1,4 +1,4 @@
-"""Views of images: shapes, randomness of their own, and the same ones whatever the batch."""
+"""Policies by name, and views: shapes, randomness of their own, the same whatever the batch."""
 
 import functools
 from functools import partial
@@ -20,8 +20,14 @@ SETTINGS = dict(
     shift=1,
     flip=0.5,
     jitter=0.5,
-    jitter_probability=0.8,
+    jitter_probability=0.7,
+    jitter_form="tensorflow",
     grey=0.2,
+    blur=0.4,
+    table="cifar",
+    layers=3,
+    magnitude=7.0,
+    cutout=2,
 )
 STRENGTHS = dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, probability=1.0)
 
@@ -39,7 +45,7 @@ def keys_of(count):
 
 def make(images, policy_of_each_view, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)):
     operations = partial(policies.make_views, policies=policy_of_each_view, mean=mean, std=std)
-    return np.asarray(jax.jit(operations)(keys_of(len(images)), images))
+    return np.asarray(jax.jit(operations)(keys_of(len(images)), {"image": images}))
 
 
 def pixels(images):
@@ -108,39 +114,60 @@ def test_every_operation_of_every_view_of_every_image_has_randomness_of_its_own(
 
 def test_views_depend_on_the_key_of_the_image_and_not_on_the_batch():
     images, keys = photographs(16), keys_of(16)
-    whole = augmented()(keys, images)
+    whole = augmented()(keys, {"image": images})
     assert unique_images(whole) == 32
-    halves = [augmented()(keys[part], images[part]) for part in (slice(8), slice(8, 16))]
+    parts = (slice(8), slice(8, 16))
+    halves = [augmented()(keys[part], {"image": images[part]}) for part in parts]
     np.testing.assert_allclose(np.concatenate(halves), whole, atol=1e-5)
     order = np.random.RandomState(0).permutation(16)
-    shuffled = augmented()(keys[order], images[order])
+    shuffled = augmented()(keys[order], {"image": images[order]})
     np.testing.assert_allclose(shuffled, np.asarray(whole)[order], atol=1e-5)
 
 
 def test_same_image_with_other_keys_gives_other_views():
     same = np.repeat(photographs(1), 16, axis=0)
-    made = augmented()(keys_of(16), same)
+    made = augmented()(keys_of(16), {"image": same})
     assert unique_images(made) == 32
-    again = augmented()(jnp.repeat(keys_of(1), 16), same)
+    again = augmented()(jnp.repeat(keys_of(1), 16), {"image": same})
     assert unique_images(again) == 2
+
+
+# By name.
 
 
 def named(policy):
     return {operation.func.__name__: operation.keywords for operation in policy}
 
 
-def test_sim_augment_has_its_operations_in_order_with_their_strengths():
-    assert list(named(policies.sim_augment(**SETTINGS)).items()) == [
-        ("random_resized_crop", dict(size=8, area=(0.3, 1.0), ratio=(0.75, 4 / 3))),
-        ("random_shift", dict(pixels=1)),
-        ("random_flip", dict(probability=0.5)),
-        (
-            "color_jitter",
-            dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, probability=0.8),
-        ),
-        ("random_grey", dict(probability=0.2)),
-    ]
-    assert policies.POLICIES["sim_augment"] is policies.sim_augment
+CROP = dict(random_resized_crop=dict(size=8, area=(0.3, 1.0), ratio=(0.75, 4 / 3)))
+FIRST = CROP | dict(random_shift=dict(pixels=1), random_flip=dict(probability=0.5))
+JITTER = dict(
+    color_jitter=dict(
+        brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, probability=0.7, form="tensorflow"
+    )
+)
+GREY_BLUR = dict(random_grey=dict(probability=0.2), gaussian_blur=dict(probability=0.4))
+RAND = dict(rand_augment=dict(layers=3, magnitude=7.0))
+CONTENTS = {
+    "crop_flip": {},
+    "sim_augment": JITTER | GREY_BLUR,
+    "auto_augment": dict(auto_augment=dict(table="cifar")),
+    "rand_augment": RAND,
+    "stacked_rand_augment": JITTER | RAND | GREY_BLUR,
+}
+
+
+@pytest.mark.parametrize("name", policies.POLICIES)
+def test_a_policy_has_its_operations_in_order_with_their_strengths(name):
+    expected = FIRST | CONTENTS[name] | dict(cutout=dict(side=2))
+    made = policies.make_policy(name, **SETTINGS)
+    assert list(named(made).items()) == list(expected.items())
+    on_host = policies.make_policy(name, host_crop=True, **SETTINGS)
+    assert list(named(on_host)) == list(expected)[1:]
+
+
+def test_there_are_the_policies_of_the_paper():
+    assert set(CONTENTS) == set(policies.POLICIES)
 
 
 @pytest.mark.parametrize(
@@ -149,20 +176,78 @@ def test_sim_augment_has_its_operations_in_order_with_their_strengths():
         ("shift", "random_shift"),
         ("flip", "random_flip"),
         ("jitter", "color_jitter"),
+        ("jitter_probability", "color_jitter"),
         ("grey", "random_grey"),
+        ("blur", "gaussian_blur"),
+        ("layers", "rand_augment"),
+        ("cutout", "cutout"),
     ],
 )
-def test_sim_augment_leaves_out_what_is_switched_off(setting, operation):
-    whole = named(policies.sim_augment(**SETTINGS))
+def test_a_policy_leaves_out_what_is_switched_off(setting, operation):
+    whole = named(policies.make_policy("stacked_rand_augment", **SETTINGS))
     switched_off = {**SETTINGS, setting: type(SETTINGS[setting])(0)}
-    assert set(whole) - set(named(policies.sim_augment(**switched_off))) == {operation}
+    left = named(policies.make_policy("stacked_rand_augment", **switched_off))
+    assert set(whole) - set(left) == {operation}
 
 
-def test_sim_augment_with_everything_off_is_the_image():
-    off = dict(shift=0, flip=0.0, jitter=0.0, jitter_probability=0.8, grey=0.0)
-    policy = policies.sim_augment(size=12, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), **off)
+def test_everything_off_is_the_image():
+    off = dict(flip=0.0, jitter=0.0, grey=0.0, blur=0.0, layers=0)
+    policy = policies.make_policy(
+        "stacked_rand_augment", size=12, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), **off
+    )
     made = make(photographs(4), [policy])
     np.testing.assert_allclose(made, pixels(photographs(4)), atol=1e-7)
+
+
+@pytest.mark.parametrize(("channels", "height"), [(3, 24), (1, 17)])
+def test_the_longest_policy_makes_views_of_its_size(channels, height):
+    """The programs of all operations together; 24 pixels are enough for three taps of blur."""
+    images = np.repeat(np.repeat(photographs(6), 2, axis=2), 2, axis=3)[:, :, :height, :, :channels]
+    settings = {**SETTINGS, "size": 20, "layers": 1}
+    policy = policies.make_policy("stacked_rand_augment", **settings)
+    made = make(images, [policy], mean=(0.0,) * channels, std=(1.0,) * channels)
+    assert made.shape == (6, 1, 20, 20, channels)
+    assert made.min() >= 0 and made.max() <= 1 + 1e-6 and unique_images(made) == 6
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("size", 0, "size must be positive; got 0"),
+        ("crop_area", (0.0, 1.0), "crop_area must be two shares with 0 < first <= second <= 1"),
+        ("crop_area", (0.5, 0.2), "crop_area must be two shares"),
+        ("crop_area", (0.5, 1.2), "crop_area must be two shares"),
+        ("crop_ratio", (0.0, 1.0), "crop_ratio must be two ratios with 0 < first <= second"),
+        ("crop_ratio", (2.0, 1.0), "crop_ratio must be two ratios"),
+        ("shift", -1, "shift must be 0 or more pixels; got -1"),
+        ("flip", 1.1, "flip must be a probability from 0 to 1; got 1.1"),
+        ("jitter", -0.1, "jitter must be from 0 to 2.5"),
+        ("jitter", 2.6, "jitter must be from 0 to 2.5"),
+        ("jitter_probability", -0.1, "jitter_probability must be a probability"),
+        ("jitter_form", "torch", "jitter_form must be one of torchvision, tensorflow; got 'torch'"),
+        ("grey", float("nan"), "grey must be a probability from 0 to 1; got nan"),
+        ("blur", 2.0, "blur must be a probability"),
+        ("table", "svhn", "table must be one of imagenet, cifar; got 'svhn'"),
+        ("layers", -1, "layers must be 0 or more operations; got -1"),
+        ("magnitude", 10.5, "magnitude must be from 0 to 10; got 10.5"),
+        ("magnitude", -1.0, "magnitude must be from 0 to 10; got -1.0"),
+        ("cutout", -3, "cutout must be 0 or more pixels; got -3"),
+    ],
+)
+@pytest.mark.parametrize("name", ["crop_flip", "stacked_rand_augment"])
+def test_a_setting_that_cannot_be_is_refused(name, setting, value, message):
+    """Also where the policy has no use for it: it is a mistake all the same."""
+    with pytest.raises(ValueError, match=message):
+        policies.make_policy(name, **{**SETTINGS, setting: value})
+
+
+def test_an_unknown_policy_is_refused_with_those_there_are():
+    message = "name must be one of crop_flip, sim_augment, .*; got 'simaugment'"
+    with pytest.raises(ValueError, match=message):
+        policies.make_policy("simaugment", **SETTINGS)
+
+
+# Pixels.
 
 
 def test_normalisation_is_of_each_channel():
