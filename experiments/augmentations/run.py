@@ -2,9 +2,9 @@
 
     python experiments/augmentations/run.py [--images FOLDER]
 
-Rows are photographs (scikit-learn's two, cut into four, and up to two of the folder's), the first
-column is the original, the others are seven draws. Writes one PNG a policy and size, and one with
-each operation of RandAugment at magnitude 10, beside this file.
+Rows are photographs (four parts of scikit-learn's two, and two of the folder's, which may have any
+depth), the first column is the original, the others are seven draws. Writes one PNG for each policy
+at 224 and at 32 pixels, and one with each operation of RandAugment at magnitude 10, to --out.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from sklearn.datasets import load_sample_image
 
 from supcon_jax.data import policies, randaugment
 
-HERE = Path(__file__).parent
-DRAWS, GAP, LABEL = 7, 4, 96
+DRAWS, GAP = 7, 4
+SUFFIXES = (".jpg", ".jpeg", ".png")
 PARTS = (
     ("china.jpg", 60, 40),
     ("china.jpg", 200, 330),
@@ -43,16 +43,13 @@ SETTINGS = {
 
 def photographs(folder: Path | None, side: int) -> np.ndarray:
     """`[n, side, side, 3]` uint8."""
-    images = []
-    for name, top, left in PARTS:
-        part = load_sample_image(name)[top : top + 224, left : left + 300]
-        images.append(Image.fromarray(part))
-    files = (
-        sorted(folder.rglob("*.*"))[:: max(1, len(list(folder.rglob("*.*"))) // 2)]
-        if folder
-        else []
-    )
-    images += [Image.open(file).convert("RGB") for file in files[:2]]
+    images = [
+        Image.fromarray(load_sample_image(name)[top : top + 224, left : left + 300])
+        for name, top, left in PARTS
+    ]
+    if folder:
+        files = [x for x in sorted(folder.rglob("*")) if x.suffix.lower() in SUFFIXES]
+        images += [Image.open(file).convert("RGB") for file in (files[0], files[len(files) // 2])]
     return np.stack([np.asarray(ImageOps.fit(image, (side, side))) for image in images])
 
 
@@ -90,20 +87,20 @@ def mixed(images: np.ndarray, size: int, mix: str) -> np.ndarray:
 
 def sheet(originals: np.ndarray, made: np.ndarray, file: Path, cell: int) -> None:
     """A grid: the originals, a gap, the draws; enlarged without smoothing where they are small."""
-    columns = 1 + made.shape[1]
-    rows = len(originals)
-    width = columns * (cell + GAP) + 2 * GAP
-    page = Image.new("RGB", (width, rows * (cell + GAP) - GAP), "white")
+    rows, columns = len(originals), 1 + made.shape[1]
+    size = (columns * (cell + GAP) + GAP, rows * (cell + GAP) - GAP)
+    page = Image.new("RGB", size, "white")
+    small = made.shape[2] < cell
+    method = Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR
     for row in range(rows):
-        for column in range(columns):
-            pixels = originals[row] if column == 0 else made[row, column - 1]
-            image = Image.fromarray(pixels).resize(
-                (cell, cell),
-                Image.Resampling.NEAREST if made.shape[2] < cell else Image.Resampling.BILINEAR,
-            )
-            page.paste(
-                image, (column * (cell + GAP) + (2 * GAP if column else 0), row * (cell + GAP))
-            )
+        for column, pixels in enumerate([originals[row], *made[row]]):
+            image = Image.fromarray(pixels).resize((cell, cell), method)
+            left = column * (cell + GAP) + (2 * GAP if column else 0)
+            page.paste(image, (left, row * (cell + GAP)))
+    save(page, file)
+
+
+def save(page: Image.Image, file: Path) -> None:
     page.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(file, optimize=True)
     print(file.name, file.stat().st_size // 1000, "kB")
 
@@ -129,22 +126,26 @@ def operations(originals: np.ndarray, file: Path, cell: int) -> None:
             page.paste(Image.fromarray(np.asarray(result)), (x, y))
             if not half:
                 draw.text((x, y + cell + 2), name, "black")
-    page.quantize(256).save(file, optimize=True)
-    print(file.name, file.stat().st_size // 1000, "kB")
+    save(page, file)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, help="folder of images for two more rows")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="folder of the PNGs"
+    )
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     for size, source, cell in ((224, 256, 96), (32, 32, 64)):
         originals = photographs(options.images, source)
         for name, settings in SETTINGS.items():
             made = views(originals, size, **settings)
-            sheet(originals, made, HERE / f"{name}-{size}.png", cell)
+            sheet(originals, made, options.out / f"{name}-{size}.png", cell)
         for mix in ("mixup", "cutmix"):
-            sheet(originals, mixed(originals, size, mix), HERE / f"{mix}-{size}.png", cell)
-    operations(photographs(None, 256), HERE / "operations.png", 96)
+            made = mixed(originals, size, mix)
+            sheet(originals, made, options.out / f"{mix}-{size}.png", cell)
+    operations(photographs(None, 256), options.out / "operations.png", 96)
 
 
 if __name__ == "__main__":

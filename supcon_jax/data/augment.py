@@ -5,7 +5,8 @@ Every operation has the form `(key, [height, width, channels]) -> [height, width
 
 import itertools
 import math
-from functools import reduce
+from collections.abc import Callable
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,27 @@ Image = Float[Array, "height width channels"]
 Scalar = Float[Array, ""]
 PRNGKey = Key[Array, ""]
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ORDERS = np.array(list(itertools.permutations(range(4))))
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision weigh the channels
+
+
+def one_by_one(
+    function: Callable[..., Array], at_once: Callable[..., Array] | None = None
+) -> Callable[..., Array]:
+    """The function, which under `vmap` takes one example after the other where it runs on a CPU.
+
+    There, `lax.cond` and `lax.switch` compute one branch alone, and what is computed stays in the
+    cache. An ordinary `vmap`, as accelerators have it, computes all branches for all examples.
+
+    Args:
+      function: of arrays.
+      at_once: what accelerators run, by default the same.
+
+    Returns:
+      A function of the same arguments.
+    """
+    on_cpu = jax.custom_batching.sequential_vmap(function)
+    return partial(jax.lax.platform_dependent, cpu=on_cpu, default=at_once or function)
 
 
 def random_resized_crop(
@@ -69,17 +88,24 @@ def _interpolated(image: Array, axis: int, size: int, start: Scalar, length: Sca
     return (1 - share) * below + share * above
 
 
+# Shift and flip look pixels up, where padding, slicing or a choice between two images would do:
+# XLA's CPU would compute what came before anew, and slowly, for each of their parts.
+
+
 def random_shift(key: PRNGKey, image: Image, *, pixels: int) -> Image:
     """Move the image by up to `pixels` in each direction, filling with zeros (pad and crop)."""
-    padded = jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
-    top, left = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
-    return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+    moves = jax.random.randint(key, (2,), -pixels, pixels + 1)
+    rows, columns = (
+        jnp.where((at >= 0) & (at < length), at, length)
+        for length, move in zip(image.shape, moves, strict=False)
+        for at in [jnp.arange(length) + move]
+    )
+    return image.at[rows[:, None], columns[None]].get(mode="fill", fill_value=0)
 
 
 def random_flip(key: PRNGKey, image: Image, *, probability: float = 0.5) -> Image:
     """Mirror left and right with the given probability."""
     columns = jnp.arange(image.shape[1])
-    # By looking columns up: XLA would compute what comes before twice and slowly, for both results.
     chosen = jnp.where(jax.random.bernoulli(key, probability), columns[::-1], columns)
     return image.at[:, chosen].get(mode="promise_in_bounds")
 
@@ -132,46 +158,91 @@ def color_jitter(
     if form not in JITTER_FORMS:
         raise ValueError(f"form must be one of {', '.join(JITTER_FORMS)}; got {form!r}")
     draws = jax.random.uniform(key, (6,), image.dtype)
-    strengths = jnp.array([brightness, contrast, saturation, 0.0], image.dtype)
     order = jnp.array(ORDERS)[jnp.int32(draws[4] * len(ORDERS))]
-    factors = _between(draws[:4], jnp.maximum(0.0, 1 - strengths), 1 + strengths)[order]
-    before_hue = jnp.cumsum(order == HUE) == 0
+    strengths = (brightness, contrast, saturation)
+    low = [max(0.0, 1 - strength) for strength in strengths] + [-hue]
+    high = [1 + strength for strength in strengths] + [hue]
+    if form == "tensorflow":
+        low[0], high[0] = -brightness, brightness
+    values = _between(draws[:4], jnp.array(low, image.dtype), jnp.array(high, image.dtype))[order]
 
-    # Hue is the costly one, so it stands once, between all blends that may come before and after
-    # it; those on the wrong side have the factor 1, which changes nothing. They are scanned because
-    # XLA would fuse all into one loop over pixels that computes each blend again and again.
-    def blend(image: Image, step: tuple[Array, Array]) -> tuple[Image, None]:
-        return jnp.clip(JITTER_FORMS[form](image, *step), 0, 1), None
+    def step(image: Image, which_value: tuple[Array, Array]) -> tuple[Image, None]:
+        which, value = which_value
+        return jnp.clip(jax.lax.switch(which, JITTER_FORMS[form], image, value), 0, 1), None
 
-    def blends(image: Image, places: slice, active: Array) -> Image:
-        steps = (order[places], jnp.where(active, factors, 1.0)[places])
-        return jax.lax.scan(blend, image, steps)[0]
+    def jittered(image: Image, order: Array, values: Array) -> Image:
+        return jax.lax.scan(step, image, (order, values))[0]
 
-    result = blends(image, slice(0, 3), before_hue)
-    if image.shape[-1] == 3:
-        result = adjust_hue(result, _between(draws[3], -hue, hue))
-    result = blends(result, slice(1, 4), ~before_hue)
-    return jnp.where(draws[5] < probability, result, image)
+    def maybe(applied: Array, image: Image, order: Array, values: Array) -> Image:
+        return jax.lax.cond(applied, jittered, lambda image, *_: image, image, order, values)
+
+    return one_by_one(maybe)(draws[5] < probability, image, order, values)
 
 
-def _torchvision_blend(image: Image, which: Array, factor: Scalar) -> Image:
-    other = (which == CONTRAST) * _luminance(_means(image)) + (which == SATURATION) * _luminance(
-        image
-    )
+def _multiply(image: Image, factor: Scalar) -> Image:
+    return factor * image
+
+
+def _contrast(image: Image, factor: Scalar) -> Image:
+    return _blend(image, _luminance(_means(image)), factor)
+
+
+def _saturation(image: Image, factor: Scalar) -> Image:
+    return _blend(image, _luminance(image), factor)
+
+
+def _add(image: Image, number: Scalar) -> Image:
+    return image + number
+
+
+def _channel_contrast(image: Image, factor: Scalar) -> Image:
+    return _blend(image, _means(image), factor)
+
+
+def _hsv_saturation(image: Image, factor: Scalar) -> Image:
+    """A factor on the saturation of HSV moves each channel away from the value by that factor."""
+    value, least = _extremes(image)
+    highest = value / jnp.maximum(value - least, 1e-6)  # the factor that makes the saturation 1
+    return _blend(image, value, jnp.minimum(factor, highest))
+
+
+def _blend(image: Image, other: Array, factor: Array) -> Image:
     return factor * image + (1 - factor) * other
 
 
-def _tensorflow_blend(image: Image, which: Array, factor: Scalar) -> Image:
-    """HSV saturation times a factor moves each channel away from the value by that factor."""
-    value, least = _extremes(image)
-    highest = value / jnp.maximum(value - least, 1e-6)  # factor that makes the saturation 1
-    factors = jnp.where(which == SATURATION, jnp.minimum(factor, highest), factor)
-    other = (which == CONTRAST) * _means(image) + (which == SATURATION) * value
-    blended = factors * image + (1 - factors) * other
-    return jnp.where(which == BRIGHTNESS, image + (factor - 1), blended)
+def adjust_hue(image: Image, turn: Scalar) -> Image:
+    """Turn the hue of an RGB image by a share of the circle, keeping HSV saturation and value.
+
+    Each channel of a colour with hue h (in sixths) is value - chroma * clip(2 - d, 0, 1), where d
+    is the distance of h on the circle of 6 from 3, 5 and 1 for red, green and blue.
+
+    Args:
+      image: `[height, width, 3]`, or `[height, width, 1]` which has no hue.
+      turn: in circles.
+
+    Returns:
+      The shape of `image`.
+    """
+    if image.shape[-1] == 1:
+        return image
+    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
+    value, least = (extreme[..., 0] for extreme in _extremes(image))
+    chroma = value - least
+    safe = jnp.where(chroma > 0, chroma, 1.0)
+    hue = jnp.where(
+        (red >= green) & (red >= blue),
+        (green - blue) / safe,
+        jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    away = (hue + 6 * turn)[..., None] - (3 + 2 * jnp.arange(3).reshape(1, 1, 3))
+    distance = jnp.abs(away - 6 * jnp.round(away / 6))  # jnp.mod is slow on the CPU
+    return value[..., None] - chroma[..., None] * jnp.clip(2 - distance, 0, 1)
 
 
-JITTER_FORMS = {"torchvision": _torchvision_blend, "tensorflow": _tensorflow_blend}
+JITTER_FORMS = {  # brightness, contrast, saturation, hue
+    "torchvision": (_multiply, _contrast, _saturation, adjust_hue),
+    "tensorflow": (_add, _channel_contrast, _hsv_saturation, adjust_hue),
+}
 
 
 def _means(image: Image) -> Float[Array, "1 1 channels"]:
@@ -183,27 +254,6 @@ def _extremes(image: Image) -> tuple[Array, Array]:
     """The largest and the smallest channel, `[height, width, 1]` each."""
     channels = [image[..., c : c + 1] for c in range(image.shape[-1])]
     return reduce(jnp.maximum, channels), reduce(jnp.minimum, channels)
-
-
-def adjust_hue(image: Image, turn: Scalar) -> Image:
-    """Turn the hue of an RGB image by a share of the circle, keeping HSV saturation and value.
-
-    Each channel of a colour with hue h (in sixths) is value - chroma * clip(2 - d, 0, 1), where d
-    is the distance of h on the circle of 6 from 3, 5 and 1 for red, green and blue.
-    """
-    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
-    value, least = (extreme[..., 0] for extreme in _extremes(image))
-    chroma = value - least
-    safe = jnp.where(chroma > 0, chroma, 1.0)
-    hue = jnp.where(
-        (red >= green) & (red >= blue),
-        (green - blue) / safe,
-        jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
-    centres = jnp.array([3.0, 5.0, 1.0], image.dtype).reshape(1, 1, 3)
-    away = (hue + 6 * turn)[..., None] - centres
-    distance = jnp.abs(away - 6 * jnp.round(away / 6))  # jnp.mod is ten times slower on the CPU
-    return value[..., None] - chroma[..., None] * jnp.clip(2 - distance, 0, 1)
 
 
 def gaussian_blur(
@@ -231,11 +281,18 @@ def gaussian_blur(
     References:
       Chen et al., SimCLR, 2020, https://arxiv.org/abs/2002.05709, appendix A.
     """
+    draws = jax.random.uniform(key, (2,), image.dtype)
+
+    def maybe(applied: Array, image: Image, sigma: Scalar) -> Image:
+        return jax.lax.cond(applied, _blurred, lambda image, _: image, image, sigma)
+
+    return one_by_one(maybe)(draws[1] < probability, image, _between(draws[0], *sigma))
+
+
+def _blurred(image: Image, sigma: Scalar) -> Image:
     height, width, channels = image.shape
     radius = (height // 10) // 2
-    draws = jax.random.uniform(key, (2,), image.dtype)
-    distance = jnp.arange(-radius, radius + 1)
-    weights = jnp.exp(-0.5 * jnp.square(distance / _between(draws[0], *sigma)))
+    weights = jnp.exp(-0.5 * jnp.square(jnp.arange(-radius, radius + 1) / sigma))
     weights = weights / weights.sum()
     # The last two axes as one, because XLA runs over a last axis of 3 one by one on the CPU.
     padded = jnp.pad(image, ((radius, radius), (radius, radius), (0, 0)), mode="reflect")
@@ -243,7 +300,7 @@ def gaussian_blur(
     rows = sum(weight * lines[k : k + height] for k, weight in enumerate(weights))
     moved = (rows[:, k * channels : (k + width) * channels] for k in range(2 * radius + 1))
     blurred = sum(weight * part for weight, part in zip(weights, moved, strict=True))
-    return jnp.where(draws[1] < probability, blurred.reshape(image.shape), image)
+    return blurred.reshape(image.shape)
 
 
 def cutout(key: PRNGKey, image: Image, *, side: int) -> Image:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
 from supcon_jax.data import augment, randaugment
@@ -186,15 +187,26 @@ def make_views(
 
 
 def _views(policies: Sequence[Policy], key: Array, stored: Array) -> Array:
-    """Of one example, `[views, size, size, channels]`."""
-    subkeys = iter(jax.random.split(key, sum(len(policy) for policy in policies)))
-    views = []
-    for view, policy in enumerate(policies):
-        image = stored[view % len(stored)].astype(jnp.float32) / 255
-        for operation in policy:
-            image = operation(next(subkeys), image)
-        views.append(image)
+    """Of one example, `[views, size, size, channels]`; a policy of all views is compiled once."""
+    counts = [len(policy) for policy in policies]
+    keys = jax.random.split(key, sum(counts))
+    if all(policy is policies[0] for policy in policies):
+        each = None if len(stored) == 1 else 0
+        mapped = jax.vmap(partial(_view, policies[0]), (0, each))
+        return mapped(keys.reshape(len(policies), -1), stored[0] if each is None else stored)
+    starts = np.cumsum([0, *counts])
+    views = [
+        _view(policy, keys[start : start + count], stored[view % len(stored)])
+        for view, (policy, start, count) in enumerate(zip(policies, starts, counts, strict=False))
+    ]
     return jnp.stack(views)
+
+
+def _view(policy: Policy, keys: Array, pixels: Array) -> Array:
+    image = pixels.astype(jnp.float32) / 255
+    for operation, key in zip(policy, keys, strict=True):
+        image = operation(key, image)
+    return image
 
 
 def center_crop(

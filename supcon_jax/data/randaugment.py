@@ -2,7 +2,7 @@
 
 What an operation does is in numbers, an `Operation`, of one of five kinds. Under `vmap`,
 `lax.switch` computes all its branches: the five kinds cost little, 16 operations would cost much.
-On the CPU the examples go one by one instead, each through its own branch alone.
+On the CPU the examples go one by one instead, see `augment.one_by_one`.
 """
 
 import math
@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
+
+from supcon_jax.data import augment
 
 Image = Float[Array, "height width channels"]
 Pixels = UInt8[Array, "height width channels"]
@@ -96,7 +98,7 @@ def rand_arguments(level: float, *, translate: float = 100.0) -> dict[str, float
         **dict.fromkeys(("TranslateX", "TranslateY"), translate / 224 * share),
         "Cutout": 40 / 224 * share,
         **dict.fromkeys(("Color", "Contrast", "Brightness", "Sharpness"), 1.8 * share + 0.1),
-        "Posterize": int(share * 4),
+        "Posterize": max(1, int(share * 4)),  # TensorFlow shifts 8 bits by 7 at most
         "Solarize": int(share * 256),
         "SolarizeAdd": int(share * 110),
     }
@@ -230,7 +232,7 @@ def rand_augment(key: PRNGKey, image: Image, *, layers: int = 2, magnitude: floa
       image: `[height, width, channels]`, rounded to 8 bits; 1 or 3 channels.
       layers: how many operations.
       magnitude: 0 to 10, see `rand_arguments`. At 0 the geometric operations and SolarizeAdd do
-        nothing, but Posterize makes the image black: it is no common strength.
+        nothing, but Posterize leaves one bit of eight: it is no common strength.
 
     Returns:
       The shape of `image`, multiples of 1 / 255.
@@ -284,13 +286,11 @@ def apply(
     Returns:
       The shape of `pixels`.
     """
-    one_by_one = jax.custom_batching.sequential_vmap(
-        partial(_apply, histogram=histogram_by_scatter)
+    on_cpu, elsewhere = (
+        partial(_apply, histogram=histogram)
+        for histogram in (histogram_by_scatter, histogram_by_bits)
     )
-    at_once = partial(_apply, histogram=histogram_by_bits)
-    return jax.lax.platform_dependent(
-        pixels, operation, sign, centre, cpu=one_by_one, default=at_once
-    )
+    return augment.one_by_one(on_cpu, elsewhere)(pixels, operation, sign, centre)
 
 
 def _apply(
@@ -419,7 +419,7 @@ def histogram_by_bits(pixels: Pixels) -> Int[Array, "channels 256"]:
 
     both = masks(planes[:, 4:])[:, :, None] & masks(planes[:, :4])[:, None]
     counts = jax.lax.population_count(both).astype(jnp.int32).sum(-1).reshape(channels, 256)
-    return counts.at[:, 0].add(count - 32 * words)
+    return counts - (32 * words - count) * (jnp.arange(256) == 0)[None]
 
 
 def _blend(values: Array, other: Array, factor: Number) -> Array:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from supcon_jax.data.decode import fit, middle_square
+from supcon_jax.data.prepare import KNOWN
 
 Loaded = tuple[np.ndarray, np.ndarray]  # images [n, H, W, C] uint8, labels [n] int32
 
@@ -215,6 +216,7 @@ def _tfds(
 
     read = partial(_read_records, records, f"{name}/{split}", len(names))
 
+    @cache  # it takes as long as reading the whole split
     def labels() -> np.ndarray:
         parts = np.array_split(np.arange(len(records)), -(-len(records) // 1000))
         return np.array([row.label for part in parts for row in read(part)], np.int32)
@@ -249,10 +251,9 @@ def find_tfds(name: str, directory: str) -> Path:
     root = Path(directory or default).expanduser()
     infos = sorted((root / name).glob("**/dataset_info.json"), key=_version)
     if not infos:
-        known = name in ("fashion_mnist",)
         how = (
             f"python -m supcon_jax.data.prepare {name} --data_dir {root}"
-            if known
+            if name in KNOWN
             else f"tfds build {name} --file_format=array_record --data_dir={root} "
             f"(needs TensorFlow; see https://www.tensorflow.org/datasets/catalog/{name})"
         )

@@ -277,7 +277,7 @@ def _from_threads(fill: Fill, numbers: range, shape: tuple[int, ...]) -> Generat
 
 
 # Grain starts the worker processes, gives each its numbers and keeps the order. The images come
-# through slots of one shared memory, used again and again: new memory would cost as much as copying.
+# through slots of one shared memory, used again and again: new memory costs as much as copying.
 # Chunk n is in slot n modulo their number, where a worker waits until the one before was taken.
 # In front of the slots are a byte that says STOP, and one for each slot that says FREE or FULL.
 

@@ -142,6 +142,15 @@ def test_values_stay_between_0_and_1_and_channels_remain(run, operation, channel
     assert made[:-2].std() > 0.1  # it is still the photograph
 
 
+@pytest.mark.parametrize("operation", [jitter, additive, blur])
+def test_all_examples_at_once_are_one_by_one(run, monkeypatch, operation):
+    """What accelerators run: both sides of each `lax.cond`, all branches of each `lax.switch`."""
+    expected = run(operation, patches())
+    monkeypatch.setattr(augment, "one_by_one", lambda function, at_once=None: at_once or function)
+    at_once = jax.jit(jax.vmap(lambda key, image: operation(key, image, 0.5)))
+    np.testing.assert_allclose(at_once(keys_of(200), patches()), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("operation", [flip, grey, jitter, additive, blur])
 def test_probability_is_the_share_of_changed_images(run, operation):
     images = np.repeat(patches()[5:6], 800, axis=0)

@@ -490,7 +490,8 @@ def test_unknown_tfds_split_is_refused_with_those_there(tfds_dir):
     ("name", "command"),
     [
         ("fashion_mnist", "python -m supcon_jax.data.prepare fashion_mnist --data_dir {}"),
-        ("cifar100", "tfds build cifar100 --file_format=array_record --data_dir={}"),
+        ("cifar100", "python -m supcon_jax.data.prepare cifar100 --data_dir {}"),
+        ("mnist", "tfds build mnist --file_format=array_record --data_dir={}"),
     ],
 )
 def test_missing_tfds_data_set_says_how_to_get_it(tmp_path, name, command):
