@@ -29,7 +29,7 @@ test: $(VENV)/.made
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not slow" --durations=10
 
 test-slow: $(VENV)/.made
-	$(RUN) -m pytest -q -m slow --durations=10
+	$(RUN) -m pytest -q -n 2 -m slow --durations=10
 
 lint: $(VENV)/.made
 	$(RUN) -m ruff check .

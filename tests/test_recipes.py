@@ -120,7 +120,7 @@ def test_every_stage_trains_when_shrunk(file, recipe, name, mesh_of, monkeypatch
     for depth, (_, bottleneck) in DEPTHS.items():
         monkeypatch.setitem(DEPTHS, depth, ((1, 1, 1, 1), bottleneck))
     monkeypatch.setitem(SIZES, "ti", SIZES["ti"]._replace(depth=2))
-    config, mesh = shrunk(file, recipe), mesh_of(2)
+    config, mesh = shrunk(file, recipe), mesh_of(1)
     data = data_of(config, 32, 2)
     stage = train.build_stage(config, name, data, mesh)
     state, losses = train.create(stage, config, mesh, previous=None), []

@@ -260,18 +260,19 @@ def _chunks(fill: Fill, numbers: range, shape: tuple[int, ...], workers: int) ->
 
 
 def _from_threads(fill: Fill, numbers: range, shape: tuple[int, ...]) -> Generator[Chunk]:
+    threads, remaining = os.cpu_count() or 1, iter(numbers)
+    slots = np.empty((AHEAD * threads, *shape), np.uint8)  # used again and again, as below
+
     def make(number: int) -> Chunk:
-        out = np.empty(shape, np.uint8)
+        out = slots[number % len(slots)]
         return Chunk(out, *fill(number, out))
 
-    threads, remaining = os.cpu_count() or 1, iter(numbers)
     with ThreadPoolExecutor(threads) as pool:
-        ahead = deque(pool.submit(make, number) for number in islice(remaining, AHEAD * threads))
+        ahead = deque(pool.submit(make, number) for number in islice(remaining, len(slots)))
         try:
             while ahead:
-                chunk = ahead.popleft().result()
+                yield ahead.popleft().result()
                 ahead.extend(pool.submit(make, number) for number in islice(remaining, 1))
-                yield chunk
         finally:
             pool.shutdown(cancel_futures=True)
 
