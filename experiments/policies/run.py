@@ -2,8 +2,8 @@
 
     python experiments/policies/run.py --cifar10 DIR --tiny_imagenet32 DIR [--scratch DIR]
 
-The folders are DIR/SPLIT/CLASS/IMAGE. A run that is finished in the scratch folder is not run again.
-Writes results.json and the table of README.md beside this file.
+The folders are DIR/SPLIT/CLASS/IMAGE. A run that is finished in the scratch folder is not run
+again. Writes results.json and the table of README.md beside this file.
 """
 
 import argparse
