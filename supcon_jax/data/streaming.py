@@ -24,7 +24,7 @@ from multiprocessing import util
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -111,8 +111,9 @@ def stream(
     if source.read is None:
         raise ValueError(f"{source.name} is decoded in memory: there is nothing to stream")
     if indices_of is None:
-        of_stage: dict[str, Any] = {"seed": seed, "stage": stage, "batch_size": batch_size}
-        indices_of = partial(stored_indices, size=source.size, **of_stage)
+        indices_of = partial(
+            stored_indices, size=source.size, seed=seed, stage=stage, batch_size=batch_size
+        )
     places = _places(batch_size, *process)
     parts = np.array_split(places, -(-len(places) // CHUNK))
     stored = indices_of(start).shape[1:]  # () or (stored,)

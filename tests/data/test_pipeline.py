@@ -462,3 +462,19 @@ def test_prefetch_can_be_closed_early():
 
 def test_prefetch_can_be_closed_before_it_starts():
     pipeline.prefetch(iter([1])).close()
+
+
+@pytest.mark.parametrize("mix_alpha", [0.0, 0.4])
+@pytest.mark.parametrize("samples_per_class", [0, 4])
+def test_stored_indices_are_the_images_of_the_batch(mix_alpha, samples_per_class):
+    """What is streamed is what is taken from memory, partners included."""
+    source = digits(100)
+    options = dict(batch_size=16, samples_per_class=samples_per_class, mix_alpha=mix_alpha, **RUN)
+    by_class = pipeline.images_by_class(source)
+    for k in (0, 7):
+        batch = pipeline.training_batch(source, k, **options)
+        chosen = pipeline.stored_indices(k, size=100, by_class=by_class, **options)
+        images, labels = source.load(chosen.reshape(-1))
+        np.testing.assert_array_equal(images.reshape(batch["image"].shape), batch["image"])
+        np.testing.assert_array_equal(labels.reshape(batch["label"].shape), batch["label"])
+        assert chosen.shape == ((16, 2) if mix_alpha else (16,))
