@@ -28,7 +28,10 @@ def run(page):
     return [(code, said, out.strip()) for (code, said), out in zip(snippets, printed, strict=True)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.name == "loss.md"), id=p.name) for p in PAGES],
+)
 def test_snippets_print_what_the_page_says(page):
     results = run(page)
     assert results

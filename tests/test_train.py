@@ -139,6 +139,7 @@ def test_resumed_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
         jax.tree.map(np.testing.assert_array_equal, actual, wanted)
 
 
+@pytest.mark.slow
 def test_encoder_from_a_file_is_scored(tmp_path):
     """The linear stage alone: the encoder stays as the file has it, the classifier learns."""
     config = small("linear", model__weights=str(tmp_path / "encoder.npz"), linear__epochs=8.0)
@@ -152,6 +153,7 @@ def test_encoder_from_a_file_is_scored(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, frozen, expected)
 
 
+@pytest.mark.slow
 def test_average_of_the_parameters_is_evaluated_and_handed_on(tmp_path):
     config = small(supcon__average=0.5, supcon__epochs=1.0)
     train.train_and_evaluate(config, tmp_path)
@@ -177,7 +179,7 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("memory", [4.0, 0.0])
+@pytest.mark.parametrize("memory", [pytest.param(4.0, marks=pytest.mark.slow), 0.0])
 def test_folder_trains_from_memory_and_streamed(folder, tmp_path, memory):
     """Mixed images, whose partners and shares must arrive on either way; then in the same manner
     one view an image for evaluation.
@@ -230,6 +232,7 @@ def test_another_configuration_is_refused_with_the_difference(finished):
     assert "--allow_config_change" in str(refusal.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["simclr", "cross_entropy"])
 def test_other_recipes_run(recipe, tmp_path):
     results = train.train_and_evaluate(small(recipe), tmp_path)

@@ -255,8 +255,14 @@ def test_bfloat16_in_blocks():
     ("option", "form", "devices", "check_vma"),
     [
         *itertools.product(("labels", "cap 2", "queue"), FORMS, [4], [True]),
-        *itertools.product(["queue"], ("dense", "blocks", "ring of blocks"), [2], [False]),
-        *itertools.product(["cap 2"], ("blocks", "ring of blocks"), [1, 2, 8], [True]),
+        ("queue", "ring of blocks", 2, False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                *itertools.product(["queue"], ("dense", "blocks"), [2], [False]),
+                *itertools.product(["cap 2"], ("blocks", "ring of blocks"), [1, 2, 8], [True]),
+            )
+        ),
         ("none", "ring of blocks", 4, True),
         ("mask, queue", "dense", 4, True),
         ("mask", "blocks", 4, True),
