@@ -1,7 +1,8 @@
 """Checkpoints of a stage: the last few and the best, through Orbax, with a checksum a leaf."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,22 @@ class Checkpoints:
         )
 
     def save(self, state: TrainState) -> None:
-        """Keep the state as the newest."""
-        self._last.save(int(state.step), args=_payload(state))
+        """Keep the state as the newest.
+
+        Raises:
+          OSError: this one, or the one before, cannot be written; earlier ones stay.
+        """
+        with self._writing():
+            self._last.save(int(state.step), args=_payload(state))
 
     def offer(self, state: TrainState, score: float) -> None:
-        """Keep the state as the best if no earlier one had a higher held-out score."""
-        self._best.save(int(state.step), args=_payload(state), metrics={"score": score})
+        """Keep the state as the best if no earlier one had a higher held-out score.
+
+        Raises:
+          OSError: as `save`.
+        """
+        with self._writing():
+            self._best.save(int(state.step), args=_payload(state), metrics={"score": score})
 
     def restore(self, like: TrainState, warn: Callable[[str], None] = print) -> TrainState | None:
         """The newest undamaged state, or None where there is none.
@@ -54,8 +65,8 @@ class Checkpoints:
             try:
                 return _restore(self._last, step, like)
             except Exception as error:  # noqa: BLE001  (Orbax raises many kinds for damaged files)
-                reason = str(error).strip().splitlines()[0][:200]
-                warn(f"checkpoint {self._last.directory / str(step)} is not usable: {reason}")
+                where = self._last.directory / str(step)
+                warn(f"checkpoint {where} is not usable: {_reason(error)}")
         if steps:
             raise ValueError(
                 f"no usable checkpoint in {self._last.directory}, see above; remove the folder to "
@@ -70,10 +81,31 @@ class Checkpoints:
                 manager.delete(newer)
 
     def close(self) -> None:
-        """Wait until everything is written."""
-        for manager in (self._last, self._best):
-            manager.wait_until_finished()
-            manager.close()
+        """Wait until everything is written.
+
+        Raises:
+          OSError: something cannot be.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self._writing())
+            for manager in (self._last, self._best):
+                stack.callback(manager.close)
+                stack.callback(manager.wait_until_finished)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # (Orbax raises many kinds)
+            raise OSError(
+                f"cannot write a checkpoint to {self.directory}: {_reason(error)}. The earlier "
+                "ones are kept: make room, and the same command goes on from the newest of them"
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def leaves(state: PyTree) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,9 @@
 """What a run tells: metrics.jsonl, CLU writers (TensorBoard), a progress bar or plain lines."""
 
+import io
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -11,18 +13,22 @@ from typing import Any
 import jax
 from absl import logging
 
+from supcon_jax.workdir import write_whole
+
 
 class Logs:
     """The metrics of a run, in `metrics.jsonl` and, through CLU, for TensorBoard.
 
     Args:
       workdir: folder of the run.
+      writes: False: another process of the run writes, this one only reads.
     """
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: Path, writes: bool = True):
+        self.workdir, self.writes = workdir, writes
         self.path = workdir / "metrics.jsonl"
-        self._file = self.path.open("a")
-        self._writer = _clu_writer(workdir / "tensorboard")
+        self._file = (self.path if writes else Path(os.devnull)).open("a")
+        self._writer = _clu_writer(workdir / "tensorboard") if writes else None
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """One line; keys that begin with "time/" are times and rates, the others repeat exactly."""
@@ -33,18 +39,25 @@ class Logs:
     def flush(self) -> None:
         """Everything written so far is on disk."""
         self._file.flush()
+        if self.writes:
+            os.fsync(self._file.fileno())
+
+    def scores_at(self, stage: str, step: int) -> dict[str, float]:
+        """The held-out scores that a stage wrote at a step, if it looked then."""
+        found = (r for r in read_metrics(self.workdir) if (r["stage"], r["step"]) == (stage, step))
+        return {k: v for record in found for k, v in record.items() if k.startswith("heldout/")}
 
     def cut(self, stage: str, after: int) -> None:
         """Forget what a stage wrote after a step: a resumed run writes it again."""
+        if not self.writes:
+            return
         self._file.close()
         kept = [
             line
             for line, record in _records(self.path)
             if record["stage"] != stage or record["step"] <= after
         ]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(self.path)
+        write_whole(self.path, "".join(kept))
         self._file = self.path.open("a")
 
     def close(self) -> None:
@@ -61,9 +74,18 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     records = []
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        if line.endswith("\n"):  # a killed run can leave half a line at the end
-            records.append((line, json.loads(line)))
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):  # a killed run can leave half a line at the end
+            break
+        try:
+            record = json.loads(line)
+            record["stage"], record["step"] = str(record["stage"]), int(record["step"])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"line {number} of {path} is damaged: repair or remove that line, then start again"
+            ) from None
+        records.append((line.decode(), record))
     return records
 
 
@@ -180,7 +202,7 @@ class Recorder:
         self._stage, self._schedule, self._total = stage, schedule, total
         self._images_per_step, self._every = images_per_step, every
         self._logs, self._checkpoints = logs, checkpoints
-        self._progress = Progress(stage, start, total)
+        self._progress = Progress(stage, start, total, None if logs.writes else io.StringIO())
         self._advice = Advice(self._progress.note)
         self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
         self._times: dict[str, float] = {}

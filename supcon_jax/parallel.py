@@ -1,13 +1,60 @@
-"""Data parallelism: one mesh axis, over which the batch is split and the state is the same."""
+"""Data parallelism: one mesh axis, over which the batch is split and the state is the same.
+
+The devices may belong to several processes, each with its own part of every batch.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 AXIS = "data"
+
+
+def start_processes(
+    coordinator: str | None = None, count: int | None = None, index: int | None = None
+) -> None:
+    """Make this process one of several of a run, before JAX is used for anything else.
+
+    Args:
+      coordinator: "HOST:PORT" of process 0; None: found from SLURM, Open MPI, Kubernetes or a TPU
+        pod, as are the other two.
+      count: processes of the run.
+      index: this one's number.
+
+    Raises:
+      ValueError: not given and not found, or process 0 does not answer.
+    """
+    try:
+        jax.distributed.initialize(coordinator, count, index)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"cannot start the processes of the run: {str(error).splitlines()[0]} Outside of "
+            "SLURM, Open MPI, Kubernetes and TPU pods give --coordinator=HOST:PORT "
+            "--num_processes=N --process_id=I to each"
+        ) from error
+
+
+def is_writer() -> bool:
+    """Whether this is the process that writes files and talks to the user."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def agree(condition: bool) -> bool:
+    """Whether the condition holds in every process."""
+    if jax.process_count() == 1:
+        return condition
+    return bool(multihost_utils.process_allgather(np.array(condition)).all())
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -32,14 +79,38 @@ def data_parallel_eval(step: Callable[..., PyTree], mesh: Mesh) -> Callable[...,
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The same arrays on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """The same arrays on every device of the mesh; every process gives the same ones."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+
+    def place(leaf: Any) -> jax.Array:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = place(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
+
+    return jax.tree.map(place, tree)
+
+
+def local_places(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """The places in a global batch whose rows this process gives to `shard`, ascending."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    rows = [np.arange(batch_size)[index] for index in slices if index is not None]
+    return np.unique(np.concatenate(rows)).astype(np.int32)
 
 
 def shard(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The rows of each array split over the devices of the mesh."""
+    """The rows of each array split over the devices; a process gives those at `local_places`."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()
     }
+
+
+def gather(tree: PyTree) -> PyTree:
+    """The whole of arrays that are split over the devices, as NumPy's, in every process."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    return multihost_utils.process_allgather(tree, tiled=True)

@@ -10,9 +10,8 @@ A run that was stopped goes on from its last checkpoint when started again with 
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from supcon_jax.data.selection import select
 from supcon_jax.data.sources import Source, hold_out, open_source, subset
 from supcon_jax.data.streaming import stream
 from supcon_jax.evaluation.embed import Embedded, embed, knn_accuracy, top_k_accuracy
+from supcon_jax.interruption import Interruptions, Stopped
 from supcon_jax.logs import Logs, Recorder, read_metrics
 from supcon_jax.models import Model, make_encoder, make_head
 from supcon_jax.models.torch_weights import load_torch_encoder
@@ -40,6 +40,7 @@ from supcon_jax.objectives import OBJECTIVES
 from supcon_jax.optimizers import make_optimizer, make_schedule
 from supcon_jax.state import TrainState, create_state, encoder_of
 from supcon_jax.steps import eval_step, train_step
+from supcon_jax.workdir import check_config, claimed, write_whole
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def train_and_evaluate(
     Args:
       config: of a recipe file, see `config.base`.
       workdir: gets config.json, checkpoints, metrics.jsonl, TensorBoard files, results.json and
-        pictures; a run that was stopped goes on from its newest checkpoint there.
+        pictures; a run that was stopped goes on from its newest checkpoint there. Where a run has
+        several processes, all must see the same folder.
       allow_config_change: go on in a workdir that was started with another configuration.
 
     Returns:
@@ -85,24 +87,46 @@ def train_and_evaluate(
       FileNotFoundError: the data set is not there.
       ValueError: a wrong configuration or data set, or a workdir of another configuration.
       FloatingPointError: the loss or the features are not finite; the last checkpoint is kept.
-      OSError: the workdir cannot be written.
+      OSError: the workdir cannot be written, or another run is going on there.
+      Stopped: SIGTERM or Ctrl-C came; in a stage's loop, the state is saved before.
     """
     configuration.validate(config)
     workdir, plain = Path(workdir), configuration.used(config)
-    mesh = parallel.make_mesh()
-    data = open_data(config)
-    stages = [build_stage(config, name, data, mesh) for name in config.stages]
-    claim(workdir, plain, allow_config_change)
+    with ExitStack() as stack:
+        interruptions = stack.enter_context(Interruptions().caught())
+        mesh = parallel.make_mesh()
+        data = open_data(config)
+        stages = [build_stage(config, name, data, mesh) for name in config.stages]
+        if not allow_config_change:
+            check_config(workdir, plain)
+        if parallel.is_writer():
+            stack.enter_context(claimed(workdir))
+            record = {"config": plain, "config_hash": configuration.config_hash(plain)}
+            write_json(workdir / "config.json", record | report.circumstances())
+        parallel.wait_for_all("workdir")
 
-    state: TrainState | None = None
-    with closing(Logs(workdir)) as logs:
+        logs = stack.enter_context(closing(Logs(workdir, writes=parallel.is_writer())))
+        state: TrainState | None = None
         for stage in stages:
             start = create(stage, config, mesh, previous=state)
-            state = run_stage(stage, start, config, data, mesh, logs, workdir)
-    assert state is not None  # there is at least one stage
+            state = run_stage(stage, start, config, data, mesh, logs, interruptions)
+        assert state is not None  # there is at least one stage
+        logs.flush()
+        return evaluate(stages, state, config, data, mesh, workdir)
 
+
+def evaluate(
+    stages: list[Stage],
+    state: TrainState,
+    config: ConfigDict,
+    data: Data,
+    mesh: Mesh,
+    workdir: Path,
+) -> dict[str, Any]:
+    """Score the last state on the test split; write results.json and the pictures."""
     look = partial(embed, stages[-1].eval_step, state, batch_size=config.evaluation.batch_size)
     test, references = look(data.test, mesh=mesh), look(data.references, mesh=mesh)
+    plain = configuration.used(config)
     results = {
         "recipe": list(config.stages),
         "test": {"images": len(test.labels), **scores(test, references, config)},
@@ -110,10 +134,17 @@ def train_and_evaluate(
         "config_hash": configuration.config_hash(plain),
         **report.circumstances(),
     }
-    (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    report.save_embedding(workdir, test.features, test.labels, data.test.class_names)
-    report.draw([workdir], workdir)
+    if parallel.is_writer():
+        write_json(workdir / "results.json", results)
+        report.save_embedding(workdir, test.features, test.labels, data.test.class_names)
+        report.draw([workdir], workdir)
+    parallel.wait_for_all("results")
     return results
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_whole(file, json.dumps(content, indent=2) + "\n")
 
 
 def run_stage(
@@ -123,16 +154,19 @@ def run_stage(
     data: Data,
     mesh: Mesh,
     logs: Logs,
-    workdir: Path,
+    interruptions: Interruptions,
 ) -> TrainState:
     """The training loop: from the newest checkpoint, or from `state`, to the last step."""
-    checkpoints = Checkpoints(workdir / "checkpoints" / stage.name, config.checkpoint.keep)
+    folder = logs.workdir / "checkpoints" / stage.name
+    checkpoints = Checkpoints(folder, config.checkpoint.keep)
     with closing(checkpoints):
-        restored = checkpoints.restore(state, warn=lambda line: print(line, file=sys.stderr))
+        restored = checkpoints.restore(state, warn=warn)
         state = state if restored is None else restored
         start = int(state.step)
         checkpoints.discard_after(start)
         logs.cut(stage.name, after=-1 if restored is None else start)
+        if restored is not None:  # a run can have ended between writing a step and its best copy
+            offer(checkpoints, state, logs.scores_at(stage.name, start))
         queue = pipeline.prefetch(batches(stage, start, config, data.train, mesh))
         recorder = Recorder(
             stage.name,
@@ -142,26 +176,40 @@ def run_stage(
             images_per_step=stage.images_per_step,
             every=config.log.every_steps,
             logs=logs,
-            checkpoints=checkpoints.directory,
+            checkpoints=folder,
         )
         look = partial(heldout_scores, stage, config=config, data=data, mesh=mesh)
-        with closing(recorder), closing(queue):
+        with closing(recorder), closing(queue), interruptions.waiting():
             recorder.start(look(state) if restored is None else {})
             for step in range(start + 1, stage.steps + 1):
                 state, metrics = stage.train_step(state, next(queue))
                 recorder.add(step, metrics)
+                stops = interruptions.asked(step)
                 looks = _due(step, config.evaluation.every_epochs, stage)
                 saves = _due(step, config.checkpoint.every_epochs, stage) or step == stage.steps
-                if looks or saves:
+                if looks or saves or stops:
                     recorder.pause()  # raises if a loss is not finite: nothing is saved
                     found = look(state) if looks else {}
                     recorder.catch_up(found)
-                    if saves:
+                    if saves or stops:
                         checkpoints.save(state)
-                    if found:
-                        checkpoints.offer(state, found.get("heldout/top1", found["heldout/knn"]))
+                    offer(checkpoints, state, found)
                     recorder.resume()
+                if stops:
+                    interruptions.stop(f" at step {step} of {stage.steps} of stage {stage.name}")
     return state
+
+
+def offer(checkpoints: Checkpoints, state: TrainState, found: Mapping[str, float]) -> None:
+    """Keep the state as the best if its held-out scores, where there are any, are."""
+    if found:
+        checkpoints.offer(state, found.get("heldout/top1", found["heldout/knn"]))
+
+
+def warn(line: str) -> None:
+    """A line to the user, from one process."""
+    if parallel.is_writer():
+        print(line, file=sys.stderr, flush=True)
 
 
 def batches(
@@ -177,17 +225,23 @@ def batches(
         "mix_alpha": of_stage.mix_alpha if of_stage.mix != "none" else 0.0,
     }
     numbers = range(start, stage.steps)
+    places = parallel.local_places(of_stage.batch_size, mesh)
     if source.read is None:
-        made = (pipeline.training_batch(source, k, **options) for k in numbers)
+        made = (pipeline.training_batch(source, k, places=places, **options) for k in numbers)
     else:
-        made = streamed_batches(source, numbers, config, of_stage, options)
+        made = streamed_batches(source, numbers, places, config, of_stage, options)
     with closing(made):
         for batch in made:
             yield parallel.shard(batch, mesh)
 
 
 def streamed_batches(
-    source: Source, numbers: range, config: ConfigDict, stage: ConfigDict, options: dict[str, Any]
+    source: Source,
+    numbers: range,
+    places: np.ndarray,
+    config: ConfigDict,
+    stage: ConfigDict,
+    options: dict[str, Any],
 ) -> Generator[pipeline.Batch]:
     """Batches with random crops of `data.image_size`, made while the images are decoded."""
     by_class = pipeline.images_by_class(source) if options["samples_per_class"] else ()
@@ -204,13 +258,17 @@ def streamed_batches(
         area=tuple(stage.augment.crop_area),
         ratio=tuple(stage.augment.crop_ratio),
         workers=config.data.workers if config.data.workers >= 0 else os.cpu_count() or 1,
+        places=places,
         indices_of=indices_of,
+        warn=warn,
         **draws,
     )
     with closing(made):
         for k, batch in zip(numbers, made, strict=True):
-            share = pipeline.mixing(stage.batch_size, k, alpha=alpha, **draws)[1] if alpha else None
-            yield batch if share is None else {**batch, "share": share}
+            if alpha:
+                share = pipeline.mixing(stage.batch_size, k, alpha=alpha, **draws)[1]
+                batch["share"] = share[places]
+            yield batch
 
 
 def _due(step: int, every_epochs: float, stage: Stage) -> bool:
@@ -282,7 +340,7 @@ def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
     if stage.samples_per_class:
         sizes = {"batch_size": stage.batch_size, "samples_per_class": stage.samples_per_class}
         if warning := pipeline.check_balance(data.train, **sizes):
-            print(warning, file=sys.stderr)
+            warn(warning)
     model = build_model(config, name, classes=len(data.train.class_names))
     steps_per_epoch = data.train.size // stage.batch_size
     steps = max(1, round(stage.epochs * steps_per_epoch))
@@ -359,7 +417,7 @@ def create(stage: Stage, config: ConfigDict, mesh: Mesh, previous: TrainState | 
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
     encoder: Mapping[str, Any] | None = None
     if previous is not None and config[stage.name].start_from == "previous":
-        encoder = encoder_of(previous)
+        encoder = jax.tree.map(np.asarray, encoder_of(previous))
     elif config.model.weights:
         encoder = load_torch_encoder(config.model.weights, stage.model.encoder)
     average = config[stage.name].average > 0
@@ -384,30 +442,6 @@ def _check_batch_size(
         )
 
 
-def claim(workdir: Path, plain: dict[str, Any], allow_config_change: bool) -> None:
-    """Write the configuration to the workdir, unless another one was started there."""
-    file = workdir / "config.json"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=workdir).close()
-    except OSError as error:
-        raise OSError(f"cannot write to the workdir {workdir}: {error.strerror}") from None
-    if file.exists():
-        lines = configuration.difference(json.loads(file.read_text())["config"], plain)
-        if lines and not allow_config_change:
-            raise ValueError(
-                f"{workdir} holds a run with another configuration:\n  "
-                + "\n  ".join(lines)
-                + "\nuse another --workdir, or go on with the new one: --allow_config_change"
-            )
-    record = {
-        "config": plain,
-        "config_hash": configuration.config_hash(plain),
-        **report.circumstances(),
-    }
-    file.write_text(json.dumps(record, indent=2) + "\n")
-
-
 def spent(stage: Stage, workdir: Path) -> dict[str, float]:
     """Steps, passes of images through the encoder, and time of a stage, from its metrics."""
     records = [r for r in read_metrics(workdir) if r["stage"] == stage.name]
@@ -426,6 +460,14 @@ flags.DEFINE_string("workdir", None, "Folder of the run (runs/CONFIG-RECIPE).")
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "Go on in a workdir that was started with another configuration."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "One of several processes, found from SLURM, Open MPI, Kubernetes or a TPU pod.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 of several.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 EXPECTED = (ValueError, OSError, FloatingPointError)
 MISTYPED = (*EXPECTED, TypeError, KeyError, AttributeError, flags.Error)  # what parsing raises
@@ -473,14 +515,19 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     workdir = Path(flags.FLAGS.workdir)
     try:
+        if _DISTRIBUTED.value or _COORDINATOR.value:
+            places = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+            parallel.start_processes(*places)
         train_and_evaluate(
             flags.FLAGS.config, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value
         )
-        print(report.table([workdir]))
+        if parallel.is_writer():
+            print(report.table([workdir]))
     except EXPECTED as error:
         _fail(error, _DEBUG.value)
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last checkpoint")
+    except Stopped as stopped:
+        warn(f"{stopped}; the same command goes on from the last checkpoint")
+        sys.exit(128 + stopped.number)
 
 
 def _fail(error: Exception, debug: bool = False) -> NoReturn:

@@ -15,7 +15,7 @@ LAYERS = [  # each may import from those before it
     {"losses"},
     {"models", "data", "optimizers", "config"},
     {"objectives", "state", "parallel", "accumulation"},
-    {"steps", "checkpoints", "summary_writer"},
+    {"steps", "checkpoints", "summary_writer", "interruption", "workdir"},
     {"logs", "evaluation"},
     {"report"},
     {"train"},

@@ -25,35 +25,45 @@ def training_batch(
     batch_size: int,
     samples_per_class: int = 0,
     mix_alpha: float = 0.0,
+    places: np.ndarray | None = None,
 ) -> Batch:
-    """Batch k of a stage.
+    """Batch k of a stage, or a part of it.
 
     Args:
       source: training images.
       k: number of the batch, from 0.
       seed: of the run.
       stage: name of the stage.
-      batch_size: images in the batch.
+      batch_size: images in the whole batch.
       samples_per_class: images of each class in the batch, see `batch_indices`; 0: no such rule.
       mix_alpha: of the shares of mixed images, see `mixing`; 0: none are mixed.
+      places: `[b]`, the rows of the batch that are made; by default all.
 
     Returns:
       "image" `[b, 1, H, W, C]` uint8, "label" `[b]` int32, "position" `[b]` int32, of the images
-      that `batch_indices` gives; if `mix_alpha` is positive, what `with_partners` makes of that.
+      that `batch_indices` gives. If `mix_alpha` is positive, each with its partner: "image"
+      `[b, 2, H, W, C]`, "label" `[b, 2]`, and "share" `[b]` float32 of the first image.
     """
-    chosen = batch_indices(
-        source.size,
+    places = np.arange(batch_size, dtype=np.int32) if places is None else places
+    run: dict[str, Any] = {"seed": seed, "stage": stage}
+    stored = stored_indices(
         k,
-        seed=seed,
-        stage=stage,
+        size=source.size,
+        mix_alpha=mix_alpha,
         batch_size=batch_size,
         samples_per_class=samples_per_class,
         by_class=images_by_class(source) if samples_per_class else (),
-    )
-    images, labels = source.load(chosen)
-    position = np.arange(batch_size, dtype=np.int32)
-    batch = {"image": images[:, None], "label": labels, "position": position}
-    return with_partners(batch, k, seed=seed, stage=stage, alpha=mix_alpha) if mix_alpha else batch
+        **run,
+    )[places]
+    images, labels = source.load(stored.ravel())
+    batch = {
+        "image": images.reshape(len(places), -1, *images.shape[1:]),
+        "label": labels.reshape(stored.shape),
+        "position": places,
+    }
+    if mix_alpha:
+        batch["share"] = mixing(batch_size, k, alpha=mix_alpha, **run)[1][places]
+    return batch
 
 
 def batch_indices(
@@ -202,30 +212,6 @@ def _check_groups(classes: int, batch_size: int, samples_per_class: int) -> None
         )
 
 
-def with_partners(batch: Batch, k: int, *, seed: int, stage: str, alpha: float) -> Batch:
-    """Batch k with a second image for each, to mix with the first.
-
-    Args:
-      batch: "image" `[b, 1, H, W, C]`, "label" `[b]` and more.
-      k: number of the batch.
-      seed: of the run.
-      stage: name of the stage.
-      alpha: see `mixing`.
-
-    Returns:
-      "image" `[b, 2, H, W, C]`, "label" `[b, 2]`, "share" `[b]` float32 of the first image, and
-      the rest of `batch`.
-    """
-    image, label = batch["image"], batch["label"]
-    partner, share = mixing(len(label), k, seed=seed, stage=stage, alpha=alpha)
-    return {
-        **batch,
-        "image": np.concatenate([image, image[partner]], axis=1),
-        "label": np.stack([label, label[partner]], axis=1),
-        "share": share,
-    }
-
-
 def mixing(
     batch_size: int, k: int, *, seed: int, stage: str, alpha: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -252,17 +238,26 @@ def mixing(
     return partner, random.beta(alpha, alpha, batch_size).astype(np.float32)
 
 
-def evaluation_batches(source: Source, batch_size: int) -> Iterator[tuple[Batch, int]]:
+def evaluation_batches(
+    source: Source, batch_size: int, places: np.ndarray | None = None
+) -> Iterator[tuple[Batch, int]]:
     """Every image once, in order; the last batch is filled up with zeros.
 
+    Args:
+      source: the images.
+      batch_size: of a whole batch.
+      places: `[b]` ascending, the rows of each batch that are made; by default all.
+
     Yields:
-      "image" `[batch_size, 1, H, W, C]` and "label" `[batch_size]`, and how many of them are real.
+      "image" `[b, 1, H, W, C]` and "label" `[b]`, and how many rows of the whole batch are real.
     """
+    places = np.arange(batch_size) if places is None else places
     for start in range(0, source.size, batch_size):
-        images, labels = source.load(np.arange(start, min(start + batch_size, source.size)))
-        missing = batch_size - len(labels)
+        count = min(batch_size, source.size - start)
+        images, labels = source.load(start + places[places < count])
+        missing = len(places) - len(labels)
         image = np.pad(images, [(0, missing)] + [(0, 0)] * 3)[:, None]
-        yield {"image": image, "label": np.pad(labels, (0, missing))}, len(labels)
+        yield {"image": image, "label": np.pad(labels, (0, missing))}, count
 
 
 def prefetch(items: Iterator[Item], depth: int = 2) -> Generator[Item]:

@@ -70,7 +70,7 @@ def stream(
     area: tuple[float, float],
     ratio: tuple[float, float],
     workers: int,
-    process: tuple[int, int] = (0, 1),
+    places: np.ndarray | None = None,
     indices_of: Callable[[int], np.ndarray] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Generator[Batch]:
@@ -93,8 +93,8 @@ def stream(
       area: smallest and largest share of the image's area in a crop.
       ratio: smallest and largest width / height of a crop.
       workers: processes that decode, by Grain; 0: threads of this process.
-      process: index of this process among those of the run, and how many there are; each gets its
-        contiguous part of every global batch.
+      places: `[b]` ascending, the rows of each global batch that this process makes; by default
+        all.
       indices_of: `k -> [batch_size]` or `[batch_size, stored]`: the images of global batch k; by
         default `pipeline.stored_indices`. Every worker calls it for every chunk.
       warn: gets a line about each undecodable image; by default it goes to standard error.
@@ -114,7 +114,7 @@ def stream(
         indices_of = partial(
             stored_indices, size=source.size, seed=seed, stage=stage, batch_size=batch_size
         )
-    places = _places(batch_size, *process)
+    places = np.arange(batch_size, dtype=np.int32) if places is None else places
     parts = np.array_split(places, -(-len(places) // CHUNK))
     stored = indices_of(start).shape[1:]  # () or (stored,)
     fill = partial(
@@ -135,7 +135,10 @@ def stream(
                 "label": np.empty((len(places), *stored), np.int32),
                 "position": places.copy(),
             }
-            bad = [line for part in parts for line in _take(next(chunks), batch, part)]
+            bad, row = [], 0
+            for part in parts:
+                bad += _take(next(chunks), batch, row, len(part))
+                row += len(part)
             seen = (k + 1 - start) * batch["label"].size
             _report(bad, known, min(source.size, max(seen, BAD_OF)), warn or _print)
             yield batch
@@ -184,17 +187,6 @@ def crop_draws(shape: tuple[int, int, int], seed: int, stage: str, k: int) -> np
     return np.random.RandomState(np.random.MT19937(entropy)).random_sample((*shape, 4))
 
 
-def _places(batch_size: int, index: int, count: int) -> np.ndarray:
-    """The places in the global batch that a process of the run has."""
-    if batch_size % count or not 0 <= index < count:
-        raise ValueError(
-            f"process must be the index and number of processes, a number that divides the "
-            f"batch size of {batch_size}; got ({index}, {count})"
-        )
-    local = batch_size // count
-    return np.arange(index * local, (index + 1) * local, dtype=np.int32)
-
-
 def _candidates(row: Encoded, order: np.ndarray, place: int, read: Read) -> Iterator[Encoded]:
     """An image, and what takes its place: those that follow it in the order of the batch."""
     yield row
@@ -220,11 +212,10 @@ def _first_good(
     raise ValueError(f"no image of a batch can be decoded; one of them: {bad[-1]}")
 
 
-def _take(chunk: Chunk, batch: Batch, part: np.ndarray) -> list[str]:
-    """Copy a chunk to its place in the batch, and pass on which images are bad."""
-    start = part[0] - batch["position"][0]
-    rows = slice(start, start + len(part))
-    batch["image"][rows] = chunk.images[: len(part)]
+def _take(chunk: Chunk, batch: Batch, row: int, count: int) -> list[str]:
+    """Copy a chunk to its rows of the batch, and pass on which images are bad."""
+    rows = slice(row, row + count)
+    batch["image"][rows] = chunk.images[:count]
     batch["label"][rows] = chunk.labels.reshape(batch["label"][rows].shape)
     return chunk.bad
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from supcon_jax.data.pipeline import evaluation_batches, prefetch
 from supcon_jax.data.sources import Source
 from supcon_jax.evaluation.knn import knn_predict
-from supcon_jax.parallel import shard
+from supcon_jax.parallel import gather, local_places, shard
 from supcon_jax.state import TrainState
 
 
@@ -41,11 +41,13 @@ def embed(
       FloatingPointError: features that are not finite, on which every score would be arbitrary.
     """
     size = -(-batch_size // mesh.size) * mesh.size
-    parts = []
-    for batch, count in prefetch(evaluation_batches(source, size)):
-        result = eval_step(state, shard({"image": batch["image"]}, mesh))
-        rows = (result["features"], result["outputs"], batch["label"])
-        parts.append([np.asarray(x)[:count] for x in rows])
+    parts, places = [], local_places(size, mesh)
+    for batch, count in prefetch(evaluation_batches(source, size, places)):
+        of_devices = shard(batch, mesh)
+        label = of_devices.pop("label")
+        result = eval_step(state, of_devices)
+        rows = gather((result["features"], result["outputs"], label))
+        parts.append([column[:count] for column in rows])
     found = Embedded(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     bad = int((~np.isfinite(found.features)).any(-1).sum())
     if bad:

@@ -359,6 +359,30 @@ def test_hardly_mixed_shares_are_finite():
     assert np.isfinite(shares).all() and ((shares == 0) | (shares == 1)).any()
 
 
+@pytest.mark.parametrize("options", [{}, {"samples_per_class": 4}, {"mix_alpha": 1.0}])
+def test_rows_of_a_batch_can_be_made_alone(options):
+    places = np.array([3, 4, 17, 27], np.int32)
+    made = [
+        pipeline.training_batch(numbered(700), 5, batch_size=28, places=p, **options, **RUN)
+        for p in (None, places)
+    ]
+    assert made[0].keys() == made[1].keys()
+    for name, array in made[1].items():
+        np.testing.assert_array_equal(array, made[0][name][places])
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 8, 300])
+def test_parts_of_evaluation_batches_are_their_rows(size):
+    parts = [np.array([0, 1, 2, 6], np.int32), np.array([3, 4, 5, 7], np.int32)]
+    whole = list(pipeline.evaluation_batches(numbered(size), 8))
+    for places in parts:
+        made = list(pipeline.evaluation_batches(numbered(size), 8, places))
+        for (batch, count), (expected, of_whole) in zip(made, whole, strict=True):
+            assert count == of_whole
+            for name, array in batch.items():
+                np.testing.assert_array_equal(array, expected[name][places])
+
+
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 16, 300])
 def test_evaluation_has_every_image_once_in_order(size):
     seen, labels = [], []

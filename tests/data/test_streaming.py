@@ -184,15 +184,12 @@ def test_size_of_the_chunks_changes_nothing(source, whole, chunk, monkeypatch):
     assert_same(batches(source, stop=3), whole[:3])
 
 
-@pytest.mark.parametrize("count", [2, 5])
-def test_processes_have_the_parts_of_the_global_batch(source, whole, count):
-    parts = [batches(source, stop=3, process=(index, count)) for index in range(count)]
-    joined = [
-        {name: np.concatenate([part[name] for part in of_batch]) for name in of_batch[0]}
-        for of_batch in zip(*parts, strict=True)
-    ]
-    assert len(parts[0][0]["label"]) == BATCH // count
-    assert_same(joined, whole[:3])
+def test_rows_of_a_batch_can_be_made_alone(source, whole):
+    """Neighbours, as a process of a run has them, or any others."""
+    for places in (np.arange(20, 40), np.array([0, 3, 4, 17, 39])):
+        parts = batches(source, stop=3, places=places.astype(np.int32))
+        rows = [{name: array[places] for name, array in batch.items()} for batch in whole[:3]]
+        assert_same(parts, rows)
 
 
 def test_two_stored_images_beside_each_other(source, whole):
@@ -279,7 +276,8 @@ def test_replaced_images_are_the_same_in_parts_and_from_a_later_start(damaged):
     source = damaged(3, 19, 39, 60)
     _, expected = lines_and_batches(source)
     assert_same(lines_and_batches(source, start=2)[1], expected[2:])
-    halves = [lines_and_batches(source, process=(i, 2))[1] for i in range(2)]
+    places = np.split(np.arange(BATCH, dtype=np.int32), 2)
+    halves = [lines_and_batches(source, places=half)[1] for half in places]
     for first, second, batch in zip(*halves, expected, strict=True):
         joined = np.concatenate([first["image"], second["image"]])
         np.testing.assert_array_equal(joined, batch["image"])
@@ -326,12 +324,6 @@ def test_source_in_memory_is_refused(photographs):
     memory = read_folder(photographs, memory_limit_gb=1.0)
     with pytest.raises(ValueError, match="train is decoded in memory: there is nothing to stream"):
         batches(memory)
-
-
-@pytest.mark.parametrize("process", [(0, 3), (2, 2), (-1, 2)])
-def test_impossible_process_is_refused(source, process):
-    with pytest.raises(ValueError, match=r"divides the batch size of 40; got \(-?\d, \d\)$"):
-        batches(source, process=process)
 
 
 def test_missing_grain_is_asked_for(source, monkeypatch):

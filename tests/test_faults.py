@@ -1,0 +1,280 @@
+"""Runs that are killed, stopped, moved to other processes, or find their files damaged."""
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from supcon_jax.logs import read_metrics
+
+TRAINER = Path(__file__).with_name("trainer.py")
+SMALL = {  # short and thin: 10 steps of pre-training, 5 of the linear stage
+    "model.width": 0.0625,
+    "log.every_steps": 3,
+    "evaluation.every_epochs": 1.0,
+    "checkpoint.every_epochs": 1.0,
+    "supcon.batch_size": 256,
+    "supcon.epochs": 2.0,
+    "supcon.warmup_epochs": 0.0,
+    "linear.batch_size": 256,
+    "linear.epochs": 1.0,
+    "linear.warmup_epochs": 0.0,
+}
+LONGER = ("--config.supcon.epochs=4", "--config.linear.epochs=3")  # 20 and 15 steps
+ENDLESS = "--config.supcon.epochs=400"
+ON_THE_WAY = "the same command goes on from the last checkpoint"
+
+
+def start(workdir, *arguments, devices=8):
+    flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
+    flags.append(f"--xla_force_host_platform_device_count={devices}")
+    small = [f"--config.{name}={value}" for name, value in SMALL.items()]
+    return subprocess.Popen(
+        [sys.executable, TRAINER, "--config=digits", f"--workdir={workdir}", *small, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": " ".join(flags)},
+        cwd=TRAINER.parent.parent,
+    )
+
+
+def finish(process, status=0):
+    out = process.communicate(timeout=300)[0]
+    assert process.returncode == status, out
+    return out
+
+
+def run(workdir, *arguments, status=0, **options):
+    return finish(start(workdir, *arguments, **options), status)
+
+
+def without_times(tree):
+    if isinstance(tree, dict):
+        return {k: without_times(v) for k, v in tree.items() if not k.startswith("time/")}
+    return [without_times(x) for x in tree] if isinstance(tree, list) else tree
+
+
+def arrays(workdir, stage, kind="last"):
+    """All arrays of a stage's newest (or best) checkpoint, by their path."""
+    folder = workdir / "checkpoints" / stage / kind
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    as_saved = ocp.args.StandardRestore(fallback_sharding=here)
+    with jax.enable_x64(True), ocp.CheckpointManager(folder.absolute()) as manager:
+        restored = manager.restore(manager.latest_step(), args=ocp.args.Composite(state=as_saved))
+    state = {**restored.state, "key": jax.random.key_data(restored.state["key"])}
+    flat = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
+
+
+def assert_same_run(workdir, other):
+    """Metrics, results and all arrays, bit for bit."""
+    import json
+
+    assert without_times(read_metrics(workdir)) == without_times(read_metrics(other))
+    results = [json.loads((folder / "results.json").read_text()) for folder in (workdir, other)]
+    assert without_times(results[0]) == without_times(results[1])
+    for stage in ("supcon", "linear"):
+        for kind in ("last", "best"):
+            actual, expected = (arrays(folder, stage, kind) for folder in (workdir, other))
+            assert actual.keys() == expected.keys() and len(expected) > 60
+            for name, array in expected.items():
+                np.testing.assert_array_equal(actual[name], array, err_msg=f"{stage} {name}")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never stopped."""
+    workdir = tmp_path_factory.mktemp("faults") / "whole"
+    run(workdir, *LONGER)
+    return workdir
+
+
+RANDOM = random.Random(0)
+KILLS = [  # in the order in which a run that is started again each time comes to them
+    "stage:1",
+    "look:1",
+    "step:1",
+    "step:4",
+    "save:1",  # step 5, nothing saved yet
+    f"writing:1:{RANDOM.randrange(1, 40)}",
+    f"writing:1:{RANDOM.randrange(40, 200)}",
+    "offer:1",
+    f"writing:1:{RANDOM.randrange(200, 800)}",
+    "offered:1",
+    "flush:1",
+    "restore:1",
+    f"step:2:{RANDOM.randrange(1, 100)}",
+    f"step:1:{RANDOM.randrange(1, 1000)}",
+    "save:2",
+    "close:1",  # between the stages
+    "stage:2",
+    "look:2",
+    f"writing:2:{RANDOM.randrange(1, 400)}",
+    "step:7",
+    "save:3",
+    "close:2",
+    "evaluation:1",
+    "results:2",  # after config.json
+    "pictures:1",
+]
+
+
+@pytest.mark.slow
+def test_killed_run_ends_in_the_same_bits(whole, tmp_path):
+    killed = 0
+    for kill in KILLS:
+        process = start(tmp_path, *LONGER, "--die", kill)
+        out = process.communicate(timeout=300)[0]
+        assert process.returncode in (0, -signal.SIGKILL), out
+        killed += process.returncode == -signal.SIGKILL
+    assert killed >= 20
+    run(tmp_path, *LONGER)
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_says_how_to_go_on(whole, tmp_path, number):
+    process = start(tmp_path, ENDLESS)
+    metrics = tmp_path / "metrics.jsonl"
+    while not metrics.exists() or len(read_metrics(tmp_path)) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    since = time.perf_counter()
+    process.send_signal(number)
+    out = finish(process, 128 + number)
+    assert time.perf_counter() - since < 30
+    line = out.splitlines()[-1]
+    assert f"stopped by {number.name} at step " in line and line.endswith(ON_THE_WAY)
+    step = int(line.split("at step ")[1].split()[0])
+    assert (tmp_path / "checkpoints" / "supcon" / "last" / str(step)).is_dir()
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def run_processes(workdir, count, *arguments):
+    """The same run as `count` processes with one device each."""
+    address = f"127.0.0.1:{free_port()}"
+    started = [
+        start(
+            workdir,
+            *arguments,
+            f"--coordinator={address}",
+            f"--num_processes={count}",
+            f"--process_id={index}",
+            devices=1,
+        )
+        for index in range(count)
+    ]
+    return [finish(process) for process in started]
+
+
+def assert_close_run(workdir, other):
+    """float64: sums over the devices in another order."""
+    for stage in ("supcon", "linear"):
+        actual, expected = (arrays(folder, stage) for folder in (workdir, other))
+        assert actual.keys() == expected.keys() and len(expected) > 60
+        assert sum(array.dtype == np.float64 for array in expected.values()) > 60
+        for name, array in expected.items():
+            np.testing.assert_allclose(actual[name], array, rtol=1e-8, atol=1e-8, err_msg=name)
+    for record, same in zip(read_metrics(workdir), read_metrics(other), strict=True):
+        assert record["step"] == same["step"]
+        if "loss" in same:
+            np.testing.assert_allclose(record["loss"], same["loss"], rtol=1e-8)
+        if "heldout/knn" in same:
+            assert record["heldout/knn"] == same["heldout/knn"]
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """A run of one process with one device, in float64."""
+    workdir = tmp_path_factory.mktemp("single") / "run"
+    run(workdir, "--float64", devices=1)
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_end_in_the_parameters_of_one(single, tmp_path, count):
+    printed = run_processes(tmp_path / "run", count, "--float64")
+    assert_close_run(tmp_path / "run", single)
+    assert all("supcon 10/10" not in out for out in printed[1:])  # one of them talks
+
+
+@pytest.mark.slow
+def test_resume_with_other_devices_and_processes(single, tmp_path):
+    workdir = tmp_path / "run"
+    run(workdir, "--float64", "--die", "step:6", status=-signal.SIGKILL, devices=4)
+    run(workdir, "--float64", "--die", "step:9", status=0, devices=2)  # of 5 that are left
+    shutil.rmtree(workdir / "checkpoints" / "linear")
+    run_processes(workdir, 2, "--float64")
+    assert_close_run(workdir, single)
+
+
+@pytest.mark.slow
+def test_second_run_in_a_workdir_is_refused(whole, tmp_path):
+    first = start(tmp_path, ENDLESS)
+    while not (tmp_path / "metrics.jsonl").exists():
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.1)
+    before = (tmp_path / "config.json").read_bytes()
+    out = run(tmp_path, ENDLESS, status=1)
+    assert f"another run is going on in {tmp_path} (process {first.pid} on " in out
+    assert (tmp_path / "config.json").read_bytes() == before
+    first.kill()
+    first.communicate()
+
+
+@pytest.mark.slow
+def test_flipped_bits_never_reach_a_run(whole, tmp_path):
+    """100 flips anywhere in the newest checkpoint: the one before is used, or nothing changed."""
+    from trainer import small
+
+    from supcon_jax import train
+    from supcon_jax.checkpoints import Checkpoints
+
+    config = small(supcon__epochs=4.0, linear__epochs=3.0)
+    mesh = train.parallel.make_mesh()
+    stage = train.build_stage(config, "supcon", train.open_data(config), mesh)
+    like = train.create(stage, config, mesh, None)
+    expected = arrays(whole, "supcon")
+    rng, noticed = random.Random(1), 0
+    folder = whole / "checkpoints" / "supcon"
+    for _ in range(100):
+        copy = tmp_path / "supcon"
+        shutil.copytree(folder, copy)
+        files = [p for p in (copy / "last" / "20").rglob("*") if p.is_file()]
+        sizes = [p.stat().st_size for p in files]
+        (file,) = rng.choices(files, sizes)
+        data = bytearray(file.read_bytes())
+        place = rng.randrange(len(data))
+        data[place] ^= 1 << rng.randrange(8)
+        file.write_bytes(data)
+        checkpoints, said = Checkpoints(copy, keep=2), []
+        restored = checkpoints.restore(like, warn=said.append)
+        checkpoints.close()
+        noticed += bool(said)
+        where = f"{file.relative_to(copy)} byte {place}"
+        if said:
+            assert int(restored.step) == 15 and "last/20 is not usable" in said[0], where
+        else:
+            flat = jax.tree_util.tree_leaves_with_path(restored)
+            assert len(flat) == len(expected), where
+            assert int(restored.step) == 20, where
+        shutil.rmtree(copy)
+    print(f"{noticed} of 100 noticed")

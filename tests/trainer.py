@@ -1,0 +1,92 @@
+"""The training command, but it can be made to die at a certain moment, or to use float64.
+
+python tests/trainer.py [--die POINT[:CALL[:MILLISECONDS]]] [--float64] FLAGS OF THE COMMAND
+"""
+
+import argparse
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+from absl import app
+
+from supcon_jax import parallel, train
+from supcon_jax.checkpoints import Checkpoints
+from supcon_jax.logs import Logs, Recorder
+
+POINTS = {  # name: the method whose call is the moment, and whether to die after it or before
+    "step": (Recorder, "add", "after"),
+    "look": (train, "heldout_scores", "before"),
+    "flush": (Logs, "flush", "after"),
+    "save": (Checkpoints, "save", "before"),
+    "writing": (Checkpoints, "save", "after"),
+    "offer": (Checkpoints, "offer", "before"),
+    "offered": (Checkpoints, "offer", "after"),
+    "restore": (Checkpoints, "restore", "after"),
+    "stage": (train, "create", "before"),
+    "close": (Checkpoints, "close", "after"),
+    "evaluation": (train, "embed", "before"),
+    "results": (train, "write_json", "before"),
+    "pictures": (train.report, "draw", "before"),
+}
+
+
+def die_at(point, call=1, milliseconds=0):
+    """Kill this process at a call of one of POINTS, or so much later."""
+    owner, name, when = POINTS[point]
+    original, calls = getattr(owner, name), [0]
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def wrapped(*arguments, **options):
+        calls[0] += 1
+        now = calls[0] == call
+        if now and when == "before" and not milliseconds:
+            die()
+        if now and milliseconds:
+            threading.Timer(milliseconds / 1000, die).start()
+        result = original(*arguments, **options)
+        if now and when == "after" and not milliseconds:
+            die()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def in_float64():
+    """Everything but the images in float64, so that sums in another order differ by 1e-15."""
+    jax.config.update("jax_enable_x64", True)
+    create, make_views = train.create, train.policies.make_views
+    center_crop = train.policies.center_crop
+
+    def wide(tree):
+        return jax.tree.map(lambda x: x.astype("float64") if x.dtype == jnp.float32 else x, tree)
+
+    def create_wide(stage, config, mesh, previous):
+        return parallel.replicate(wide(create(stage, config, mesh, previous)), mesh)
+
+    train.create = create_wide
+    train.policies.make_views = lambda *a, **k: make_views(*a, **k).astype(jnp.float64)
+    train.policies.center_crop = lambda *a, **k: center_crop(*a, **k).astype(jnp.float64)
+
+
+def main():
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--die", default="")
+    parser.add_argument("--float64", action="store_true")
+    options, flags = parser.parse_known_args()
+    if options.float64:
+        in_float64()
+    if not options.die.startswith("pictures"):
+        train.report.draw = lambda workdirs, out: []  # t-SNE takes longer than the training here
+    if options.die:
+        point, *numbers = options.die.split(":")
+        die_at(point, *map(int, numbers))
+    app.run(train.main, argv=["train", *flags], flags_parser=train.parse)
+
+
+if __name__ == "__main__":
+    main()
