@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from supcon_jax.parallel import agree
 from supcon_jax.state import TrainState
 
 
@@ -63,10 +64,13 @@ class Checkpoints:
         steps = sorted(self._last.all_steps(), reverse=True)
         for step in steps:
             try:
-                return _restore(self._last, step, like)
-            except Exception as error:  # noqa: BLE001  (Orbax raises many kinds for damaged files)
-                where = self._last.directory / str(step)
-                warn(f"checkpoint {where} is not usable: {_reason(error)}")
+                state, reason = _restore(self._last, step, like), ""
+            except Exception as error:  # noqa: BLE001  (Orbax raises many kinds)
+                state, reason = None, _reason(error)
+            if agree(state is not None):
+                return state
+            where = self._last.directory / str(step)
+            warn(f"checkpoint {where} is not usable: {reason or 'damaged for another process'}")
         if steps:
             raise ValueError(
                 f"no usable checkpoint in {self._last.directory}, see above; remove the folder to "

@@ -27,6 +27,7 @@ NOT_HASHED = (
     "data.dir",
     "data.memory_limit_gb",
     "data.workers",
+    "data.on_error",  # or a run that it stopped could not go on with the other choice
     "model.remat",
     "log",
     "checkpoint",
@@ -36,6 +37,7 @@ NOT_HASHED = (
 CHOICES: dict[str, tuple[Any, ...]] = {
     "data.source": ("digits", "folder", "tfds"),
     "data.channels": (1, 3),
+    "data.on_error": ("error", "skip"),
     "model.name": ("resnet", "vit"),
     "model.depth": (10, 18, 34, 50, 101, 152, 200),
     "model.stem": ("cifar", "imagenet"),
@@ -101,6 +103,7 @@ def base(recipe: str = "supcon") -> ConfigDict:
                 std=(0.5, 0.5, 0.5),  # then divided by
                 memory_limit_gb=4.0,  # a split up to this size is kept decoded; others are streamed
                 workers=-1,  # processes that decode streamed images; -1: one a core, 0: threads
+                on_error="error",  # of a streamed image; skip: the next of its batch replaces it
                 fraction=1.0,  # of the training images of each class, a fixed choice
                 per_class=0,  # training images of each class; 0: all
                 imbalance=1.0,  # images of the first class over those of the last, an even decay
@@ -209,6 +212,7 @@ def _stage(
             trust_coefficient=1e-3,  # of LARS
             weight_decay=1e-4,
             weight_decay_kind="l2",  # l2: in the gradient; decoupled: of AdamW; lars: inside LARS
+            clip_norm=0.0,  # largest norm of the whole gradient; 0: not clipped
             exclude="norm_and_bias",  # from decay and layer adaptation: none, norm, norm_and_bias
         ),
         schedule=dict(

@@ -139,6 +139,7 @@ def make_optimizer(
     trust_coefficient: float = 1e-3,
     weight_decay: float = 0.0,
     weight_decay_kind: str = "l2",
+    clip_norm: float = 0.0,
     exclude: str | Sequence[str] = "norm_and_bias",
 ) -> optax.GradientTransformation:
     """The update of the weights w from their gradient g at learning rate r.
@@ -166,6 +167,8 @@ def make_optimizer(
       weight_decay: factor on the weights.
       weight_decay_kind: "l2" or "decoupled" for sgd, nesterov and rmsprop; "lars" for lars;
         "decoupled" for adamw.
+      clip_norm: the gradient of all parameters together, before all else, is shortened to this
+        Euclidean norm where it is longer: g *= min(1, clip_norm / |g|); 0: never.
       exclude: what is neither decayed nor adapted by LARS: "none", "norm" (scale and bias of batch
         and layer norm; the authors' choice), "norm_and_bias" (all but kernels), or regular
         expressions to search in paths such as "encoder/norm_stem/scale".
@@ -187,7 +190,11 @@ def make_optimizer(
     _require(kind in kinds, f"weight_decay_kind of {name}", " or ".join(kinds), kind)
     for field, value in (("momentum", momentum), ("decay", decay), *(("betas", b) for b in betas)):
         _require(0 <= value < 1, field, "from 0 to below 1", value)
-    for field, value in (("epsilon", epsilon), ("weight_decay", weight_decay)):
+    for field, value in (
+        ("epsilon", epsilon),
+        ("weight_decay", weight_decay),
+        ("clip_norm", clip_norm),
+    ):
         _require(value >= 0, field, "0 or more", value)
     _require(trust_coefficient > 0, "trust_coefficient", "positive", trust_coefficient)
     included = _included(exclude)
@@ -203,10 +210,11 @@ def make_optimizer(
         "rmsprop": optax.rmsprop(schedule, decay, epsilon, initial_scale=1.0, momentum=momentum),
         "adamw": optax.adam(schedule, *betas, epsilon),
     }
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     if kind == "decoupled":
         shrink = optax.add_decayed_weights(lambda step: -weight_decay * schedule(step), included)
-        return optax.chain(rules[name], shrink)
-    return optax.chain(optax.add_decayed_weights(weight_decay, included), rules[name])
+        return optax.chain(*clip, rules[name], shrink)
+    return optax.chain(*clip, optax.add_decayed_weights(weight_decay, included), rules[name])
 
 
 def _included(exclude: str | Sequence[str]) -> Callable[[PyTree], PyTree]:

@@ -258,9 +258,9 @@ def streamed_batches(
         area=tuple(stage.augment.crop_area),
         ratio=tuple(stage.augment.crop_ratio),
         workers=config.data.workers if config.data.workers >= 0 else os.cpu_count() or 1,
+        on_error=config.data.on_error,
         places=places,
         indices_of=indices_of,
-        warn=warn,
         **draws,
     )
     with closing(made):

@@ -143,14 +143,18 @@ def test_killed_run_ends_in_the_same_bits(whole, tmp_path):
     assert_same_run(tmp_path, whole)
 
 
+def wait_for_metrics(process, workdir, count=3):
+    """Until a run is in its loop."""
+    while not (workdir / "metrics.jsonl").exists() or len(read_metrics(workdir)) < count:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_and_says_how_to_go_on(whole, tmp_path, number):
     process = start(tmp_path, ENDLESS)
-    metrics = tmp_path / "metrics.jsonl"
-    while not metrics.exists() or len(read_metrics(tmp_path)) < 3:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
+    wait_for_metrics(process, tmp_path)
     since = time.perf_counter()
     process.send_signal(number)
     out = finish(process, 128 + number)
@@ -167,20 +171,15 @@ def free_port():
         return one.getsockname()[1]
 
 
+def start_process(workdir, address, count, index, *arguments):
+    place = (f"--coordinator={address}", f"--num_processes={count}", f"--process_id={index}")
+    return start(workdir, *arguments, *place, devices=1)
+
+
 def run_processes(workdir, count, *arguments):
     """The same run as `count` processes with one device each."""
     address = f"127.0.0.1:{free_port()}"
-    started = [
-        start(
-            workdir,
-            *arguments,
-            f"--coordinator={address}",
-            f"--num_processes={count}",
-            f"--process_id={index}",
-            devices=1,
-        )
-        for index in range(count)
-    ]
+    started = [start_process(workdir, address, count, i, *arguments) for i in range(count)]
     return [finish(process) for process in started]
 
 
@@ -217,6 +216,20 @@ def test_processes_end_in_the_parameters_of_one(single, tmp_path, count):
 
 
 @pytest.mark.slow
+def test_processes_stop_together(tmp_path):
+    """A SIGTERM to one of them, as when its host is taken away."""
+    address = f"127.0.0.1:{free_port()}"
+    both = [start_process(tmp_path, address, 2, index, ENDLESS) for index in range(2)]
+    wait_for_metrics(both[0], tmp_path)
+    both[1].send_signal(signal.SIGTERM)
+    first, second = (finish(process, 128 + signal.SIGTERM) for process in both)
+    line = next(line for line in first.splitlines() if "stopped by SIGTERM" in line)
+    step = int(line.split("at step ")[1].split()[0])
+    assert (tmp_path / "checkpoints" / "supcon" / "last" / str(step)).is_dir()
+    assert "stopped by" not in second  # the first process talks
+
+
+@pytest.mark.slow
 def test_resume_with_other_devices_and_processes(single, tmp_path):
     workdir = tmp_path / "run"
     run(workdir, "--float64", "--die", "step:6", status=-signal.SIGKILL, devices=4)
@@ -229,9 +242,7 @@ def test_resume_with_other_devices_and_processes(single, tmp_path):
 @pytest.mark.slow
 def test_second_run_in_a_workdir_is_refused(whole, tmp_path):
     first = start(tmp_path, ENDLESS)
-    while not (tmp_path / "metrics.jsonl").exists():
-        assert first.poll() is None, first.communicate()[0]
-        time.sleep(0.1)
+    wait_for_metrics(first, tmp_path, 1)
     before = (tmp_path / "config.json").read_bytes()
     out = run(tmp_path, ENDLESS, status=1)
     assert f"another run is going on in {tmp_path} (process {first.pid} on " in out

@@ -308,6 +308,20 @@ def test_updates_are_the_printed_formulas(name, kind, exclude, x64):
 
 
 @pytest.mark.parametrize(("name", "kind"), COMBINATIONS)
+def test_clipped_gradients_have_at_most_that_norm_before_all_else(name, kind, x64):
+    params, grads = weights_and_gradients(np.float64)
+    squares = sum((g.reshape(len(RATES), -1) ** 2).sum(1) for g in jax.tree.leaves(grads))
+    clip_norm = float(np.median(np.sqrt(squares)))  # some steps are clipped, some are not
+    factor = np.minimum(1, clip_norm / np.sqrt(squares))
+    assert (factor < 1).any() and (factor == 1).any()
+    shorter = jax.tree.map(lambda g: g * factor.reshape(-1, *[1] * (g.ndim - 1)), grads)
+    options = dict(weight_decay_kind=kind, clip_norm=clip_norm, **CONSTANTS)
+    found, _ = run(make_optimizer(name, schedule, **options), params, grads)
+    expected = looped(name, kind, "norm_and_bias", params, shorter)
+    assert_close(found, expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize(("name", "kind"), COMBINATIONS)
 def test_updates_in_float32_and_a_state_that_can_be_saved(name, kind):
     params, grads = weights_and_gradients(np.float32)
     tx = make_optimizer(name, schedule, weight_decay_kind=kind, exclude="norm", **CONSTANTS)
@@ -496,6 +510,7 @@ def test_exclusions_of_a_transformer():
         (dict(betas=(-0.9, 0.9)), "betas must be from 0 to below 1; got -0.9"),
         (dict(epsilon=-1e-3), "epsilon must be 0 or more; got -0.001"),
         (dict(weight_decay=-1e-4), "weight_decay must be 0 or more; got -0.0001"),
+        (dict(clip_norm=-1.0), "clip_norm must be 0 or more; got -1.0"),
         (dict(trust_coefficient=0.0), "trust_coefficient must be positive; got 0.0"),
     ],
 )

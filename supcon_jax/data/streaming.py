@@ -24,7 +24,7 @@ from multiprocessing import util
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -70,6 +70,7 @@ def stream(
     area: tuple[float, float],
     ratio: tuple[float, float],
     workers: int,
+    on_error: Literal["error", "skip"] = "error",
     places: np.ndarray | None = None,
     indices_of: Callable[[int], np.ndarray] | None = None,
     warn: Callable[[str], None] | None = None,
@@ -77,7 +78,7 @@ def stream(
     """Batches `start` to `stop - 1` of a stage, with random crops made while decoding.
 
     The crops are those of `augment.random_resized_crop`; an image is decoded once for all its
-    views. One that cannot be decoded is replaced by the next of its batch, with one warning.
+    views.
     Close the generator when done: that ends the worker processes.
 
     Args:
@@ -93,6 +94,8 @@ def stream(
       area: smallest and largest share of the image's area in a crop.
       ratio: smallest and largest width / height of a crop.
       workers: processes that decode, by Grain; 0: threads of this process.
+      on_error: what an image that cannot be decoded does: "error", or "skip": the next of its batch
+        takes its place, with one warning.
       places: `[b]` ascending, the rows of each global batch that this process makes; by default
         all.
       indices_of: `k -> [batch_size]` or `[batch_size, stored]`: the images of global batch k; by
@@ -105,7 +108,8 @@ def stream(
       int32, the place in the global batch.
 
     Raises:
-      ValueError: an impossible request, or more than 1 % of the images cannot be decoded.
+      ValueError: a source in memory, or an image that cannot be decoded; with "skip", more than 1 %
+        of them.
       ModuleNotFoundError: `workers` without Grain.
     """
     if source.read is None:
@@ -140,6 +144,8 @@ def stream(
                 bad += _take(next(chunks), batch, row, len(part))
                 row += len(part)
             seen = (k + 1 - start) * batch["label"].size
+            if bad and on_error == "error":
+                raise ValueError(f"{bad[0]}, or skip such images: --config.data.on_error=skip")
             _report(bad, known, min(source.size, max(seen, BAD_OF)), warn or _print)
             yield batch
 
@@ -225,7 +231,7 @@ def _report(bad: list[str], known: set[str], images: int, warn: Callable[[str], 
     for line in bad:
         if line not in known:
             known.add(line)
-            warn(f"{line}; the next image stands in for it")
+            warn(f"{line}; the next image stands in for it (bad images so far: {len(known)})")
     if len(known) > BAD_SHARE * images:
         raise ValueError(
             f"{len(known)} images cannot be decoded, more than {BAD_SHARE:.0%} of {images}; "

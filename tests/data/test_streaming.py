@@ -243,8 +243,8 @@ def in_order(k):
 
 def lines_and_batches(source, **options):
     lines = []
-    found = batches(source, indices_of=in_order, warn=lines.append, **options)
-    return lines, found
+    options = {"on_error": "skip", "warn": lines.append, **options}
+    return lines, batches(source, indices_of=in_order, **options)
 
 
 @pytest.mark.parametrize("places", [(3,), (3, 4), (39,), (38, 39, 50)])
@@ -269,7 +269,17 @@ def test_bad_image_is_replaced_by_the_next_of_its_batch(source, damaged, places)
     assert len(lines) == len(bad)
     for index in bad:
         assert sum(line.startswith(f"cannot decode image {index}: ") for line in lines) == 1
-    assert all(line.endswith("; the next image stands in for it") for line in lines)
+    for count, line in enumerate(lines, start=1):
+        assert line.endswith(f"; the next image stands in for it (bad images so far: {count})")
+
+
+def test_bad_image_stops_the_run_by_default(damaged):
+    bad = in_order(1)[7]
+    made = streaming.stream(damaged(bad), **OPTIONS, indices_of=in_order)
+    assert next(made)["image"].any()  # it is in the second batch
+    message = rf"^cannot decode image {bad}: .*, or skip such images: --config.data.on_error=skip$"
+    with pytest.raises(ValueError, match=message):
+        list(made)
 
 
 def test_replaced_images_are_the_same_in_parts_and_from_a_later_start(damaged):
@@ -284,7 +294,7 @@ def test_replaced_images_are_the_same_in_parts_and_from_a_later_start(damaged):
 
 
 def test_warning_goes_to_standard_error(damaged, capsys):
-    batches(damaged(3), indices_of=in_order, stop=4)
+    batches(damaged(3), indices_of=in_order, stop=4, on_error="skip")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("cannot decode image 3: ")
 
