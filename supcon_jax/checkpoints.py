@@ -108,8 +108,9 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    """The first line of its message; of a long one, which names files, the beginning and end."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:100]} ... {lines[0][-95:]}"
 
 
 def leaves(state: PyTree) -> dict[str, dict[str, Any]]:

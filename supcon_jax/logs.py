@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import logging
 
 from supcon_jax.workdir import write_whole
 
@@ -97,7 +96,8 @@ def _clu_writer(directory: Path) -> Any:
         summary_writer.install_without_tensorflow()
         from clu import metric_writers
     except ImportError as error:
-        logging.warning("no TensorBoard files: %s; metrics.jsonl has everything", error)
+        line = f"no TensorBoard files: {error}; metrics.jsonl has everything"
+        print(line, file=sys.stderr, flush=True)
         return None
     return metric_writers.create_default_writer(str(directory))
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from logging import getLogger
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -512,7 +513,10 @@ def main(argv: list[str]) -> None:
     """The command: a table at the end, or one line that says what is wrong."""
     del argv
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
+        # Orbax tells every step of a save, and a thousand lines beside the error of a full disk.
+        logging.set_verbosity(logging.FATAL)
+        getLogger("asyncio").setLevel("CRITICAL")
+        sys.unraisablehook = lambda unraisable: None
     workdir = Path(flags.FLAGS.workdir)
     try:
         if _DISTRIBUTED.value or _COORDINATOR.value:

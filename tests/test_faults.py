@@ -252,6 +252,18 @@ def test_second_run_in_a_workdir_is_refused(whole, tmp_path):
 
 
 @pytest.mark.slow
+def test_disk_that_is_full_leaves_the_earlier_checkpoint(whole, tmp_path):
+    """Writes to a checkpoint's larger files fail from the second one on, as on a full disk."""
+    out = run(tmp_path, *LONGER, "--full", "2", status=1)
+    line = out.splitlines()[-1]
+    assert line.startswith(f"error: cannot write a checkpoint to {tmp_path}/checkpoints/supcon: ")
+    assert line.endswith("make room, and the same command goes on from the newest of them")
+    assert {p.name for p in (tmp_path / "checkpoints/supcon/last").glob("[0-9]*[0-9]")} == {"5"}
+    run(tmp_path, *LONGER)
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.slow
 def test_flipped_bits_never_reach_a_run(whole, tmp_path):
     """100 flips anywhere in the newest checkpoint: the one before is used, or nothing changed."""
     from trainer import small

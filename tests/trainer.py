@@ -1,10 +1,11 @@
-"""The training command, but it can be made to die at a certain moment, or to use float64.
+"""The training command, but with a death, a full disk or float64 on the way.
 
-python tests/trainer.py [--die POINT[:CALL[:MILLISECONDS]]] [--float64] FLAGS OF THE COMMAND
+python tests/trainer.py [--die POINT[:CALL[:MILLISECONDS]]] [--full SAVE] [--float64] FLAGS
 """
 
 import argparse
 import os
+import resource
 import signal
 import threading
 
@@ -56,6 +57,19 @@ def die_at(point, call=1, milliseconds=0):
     setattr(owner, name, wrapped)
 
 
+def fill_disk(save):
+    """No file may grow beyond 10 kB from a call of `Checkpoints.save` on."""
+    original, calls = Checkpoints.save, [0]
+
+    def limited(self, state):
+        calls[0] += 1
+        if calls[0] == save:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+        original(self, state)
+
+    Checkpoints.save = limited
+
+
 def in_float64():
     """Everything but the images in float64, so that sums in another order differ by 1e-15."""
     jax.config.update("jax_enable_x64", True)
@@ -77,11 +91,14 @@ def main():
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--die", default="")
     parser.add_argument("--float64", action="store_true")
+    parser.add_argument("--full", type=int, default=0)
     options, flags = parser.parse_known_args()
     if options.float64:
         in_float64()
     if not options.die.startswith("pictures"):
         train.report.draw = lambda workdirs, out: []  # t-SNE takes longer than the training here
+    if options.full:
+        fill_disk(options.full)
     if options.die:
         point, *numbers = options.die.split(":")
         die_at(point, *map(int, numbers))
