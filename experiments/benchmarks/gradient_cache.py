@@ -2,13 +2,15 @@
 
     python experiments/benchmarks/gradient_cache.py --batch 256 --parts 2 4 8 16
 
-A SupCon step of ResNet-18 (CIFAR stem) on 32 x 32 images, with augmentation and update, direct and
-in micro-batches. All take turns, and so does one forward pass of the whole batch in training mode:
-the cache encodes everything twice, so 1 + forward / direct step is the least that its time over the
-direct step's should be, about 4/3 where a backward pass takes twice a forward one (less only where
-parts run faster than the whole batch, which is larger than the caches). Memory is the compiler's
-figure for temporary arrays. On the first GPU where JAX finds one and else on the CPU. Writes
-gradient_cache.json and gradient_cache.md beside this file (--out).
+A SupCon step of ResNet-18 (CIFAR stem), or of a ViT-Ti with patches of 4 pixels (--encoder vit), on
+32 x 32 images, with augmentation and update, direct and in micro-batches. All take turns, and so
+does one forward pass of the whole batch in training mode: the cache encodes everything twice, so
+1 + forward / direct step is the least that its time over the direct step's should be, about 4/3
+where a backward pass takes twice a forward one (less only where parts run faster than the whole
+batch, which is larger than the caches). Memory is the compiler's figure for temporary arrays. XLA's
+CPU backend runs the backward pass of convolutions many times more slowly inside of a loop than
+outside, so on a CPU it is the ViT that tells about the cache. On the first GPU where JAX finds one
+and else on the CPU. Writes gradient_cache.json and gradient_cache.md beside this file (--out).
 """
 
 import argparse
@@ -45,6 +47,7 @@ def random_images(count: int) -> Source:
 def step_of(options: argparse.Namespace, parts: int) -> tuple[Callable[[], Any], float]:
     """A training step in so many parts, and MiB of its temporary arrays."""
     config = configuration.load("cifar10_resnet18")
+    config.model.update(name=options.encoder, size="ti", patch=4)
     config.model.update(dtype=options.dtype, width=options.width)
     config.supcon.update(batch_size=options.batch, warmup_epochs=0.0, micro_batches=parts)
     source, mesh = random_images(options.batch), parallel.make_mesh(jax.devices()[:1])
@@ -64,12 +67,14 @@ def step_of(options: argparse.Namespace, parts: int) -> tuple[Callable[[], Any],
 def forward_of(options: argparse.Namespace) -> tuple[Callable[[], Any], float]:
     """All views through the network of that step, in training mode."""
     config = configuration.load("cifar10_resnet18")
-    config.model.update(dtype=options.dtype, width=options.width, batch_norm="local")
+    config.model.update(name=options.encoder, size="ti", patch=4, batch_norm="local")
+    config.model.update(dtype=options.dtype, width=options.width)
     model = train.build_model(config, "supcon", classes=10)
     views = jax.random.uniform(jax.random.key(0), (options.batch, 2, 32, 32, 3))
     variables = jax.jit(partial(model.init, train=False))(
         jax.random.key(1), jnp.zeros_like(views[0])
     )
+    variables = {"batch_stats": {}, **variables}
     compiled = jax.jit(partial(forward, model)).lower(variables, views).compile()
     temporary = compiled.memory_analysis().temp_size_in_bytes / 2**20
     return lambda: compiled(variables, views), temporary
@@ -126,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=256, help="images; each in two views")
     parser.add_argument("--parts", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--encoder", choices=("resnet", "vit"), default="resnet")
     parser.add_argument("--width", type=float, default=1.0, help="of the ResNet")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--turns", type=int, default=7)
@@ -137,8 +143,8 @@ def main() -> None:
     found = summary(seconds, {name: temporary for name, (_, temporary) in made.items()})
     record = {
         "command": f"gradient_cache.py --batch {options.batch} --parts "
-        f"{' '.join(map(str, options.parts))} --width {options.width} --dtype {options.dtype} "
-        f"--turns {options.turns}",
+        f"{' '.join(map(str, options.parts))} --encoder {options.encoder} "
+        f"--width {options.width} --dtype {options.dtype} --turns {options.turns}",
         "micro-batches": found,
         **circumstances(),
     }
