@@ -197,7 +197,7 @@ def _stage(
         epochs=100.0,  # passes over the training images; may be fractional
         warmup_epochs=0.0,  # of them with a linearly rising learning rate
         batch_size=256,  # images (not views) in the global batch
-        micro_batches=1,  # gradient accumulation, for cross_entropy only
+        micro_batches=1,  # parts whose activations are held one after the other; exact gradient
         samples_per_class=0,  # of every class in a batch, all classes equally often; 0: as drawn
         mix="none",  # mixup or cutmix of two images and their labels, for cross_entropy only
         mix_alpha=1.0,  # of the Beta distribution of the first image's share
@@ -329,7 +329,9 @@ def _check_stage(name: str, stage: ConfigDict) -> None:
     for field in ("epochs", "batch_size", "views"):
         _require(stage[field] > 0, f"{name}.{field}", "positive", stage[field])
     _require(0 <= stage.average < 1, f"{name}.average", "from 0 to below 1", stage.average)
-    _check_micro_batches(name, stage)
+    parts, expected = stage.micro_batches, f"a divisor of the batch size {stage.batch_size}"
+    divides = parts > 0 and stage.batch_size % parts == 0
+    _require(divides, f"{name}.micro_batches", expected, parts)
     _check_mix(name, stage)
     if stage.objective.name == "contrastive":
         _check_contrastive(name, stage)
@@ -345,18 +347,6 @@ def _check_contrastive(name: str, stage: ConfigDict) -> None:
     _require(size >= 0, f"{name}.objective.block_size", "0 or more", size)
     init = stage.head.kernel_init
     _require(init != "zeros", f"{name}.head.kernel_init", "other than zeros, which stay so", init)
-
-
-def _check_micro_batches(name: str, stage: ConfigDict) -> None:
-    parts, field = stage.micro_batches, f"{name}.micro_batches"
-    divides = parts > 0 and stage.batch_size % parts == 0
-    _require(divides, field, f"a divisor of the batch size {stage.batch_size}", parts)
-    single = parts == 1 or stage.objective.name == "cross_entropy"
-    expected = (
-        "1 for a contrastive objective, which compares all images of a batch (accumulated over "
-        "parts it would be another loss; a gradient cache is what such a batch needs)"
-    )
-    _require(single, field, expected, parts)
 
 
 def _check_mix(name: str, stage: ConfigDict) -> None:

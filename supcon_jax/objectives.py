@@ -135,3 +135,4 @@ OBJECTIVES: dict[str, Callable[..., tuple[PerExample, PerExample, Metrics]]] = {
     "contrastive": contrastive,
     "cross_entropy": cross_entropy,
 }
+INDEPENDENT = ("cross_entropy",)  # means over examples that do not see each other

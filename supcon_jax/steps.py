@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from supcon_jax.accumulation import accumulated
+from supcon_jax.micro_batches import gradient_of
 from supcon_jax.models import Model
 from supcon_jax.objectives import Metrics, Objective
 from supcon_jax.optimizers import update_average
@@ -30,6 +30,7 @@ def train_step(
     augment: Callable[[Array, Batch], Array],
     loss_scale: float = 1.0,
     micro_batches: int = 1,
+    independent: bool = False,
     average: float = 0.0,
     log_every: int = 1,
     axis_name: str | None = None,
@@ -45,7 +46,8 @@ def train_step(
       objective: see `objectives`.
       augment: `(keys [b], batch) -> views [b, v, h, w, c]`.
       loss_scale: factor on the loss that is differentiated; the reported one is without it.
-      micro_batches: parts that the gradient is accumulated over; 1 for all contrastive objectives.
+      micro_batches: parts of the batch whose activations are held one after the other.
+      independent: the objective's examples do not see each other, see `micro_batches.gradient_of`.
       average: decay of the moving average of the parameters, 0 for none.
       log_every: the objective's metrics are computed at these steps only, and are 0 at others.
       axis_name: mapped axis that the batch is split over, or None.
@@ -54,29 +56,27 @@ def train_step(
       The next state and the metrics: "loss", "grad_norm" and the objective's, over all devices.
     """
 
-    def global_sum(x: PyTree) -> PyTree:
-        return x if axis_name is None else jax.lax.psum(x, axis_name)
-
     def mean(values: Array, weights: Array) -> Array:
-        total, count = global_sum((jnp.sum(values * weights), jnp.sum(weights)))
+        sums = (jnp.sum(values * weights), jnp.sum(weights))
+        total, count = sums if axis_name is None else jax.lax.psum(sums, axis_name)
         return total / jnp.maximum(count, 1)
 
-    keys = example_keys(state, batch["position"])
-    views = augment(keys, batch)
-
-    def scaled_loss(
-        params: PyTree, batch_stats: PyTree, views: Array, batch: Batch
-    ) -> tuple[Array, tuple[Array, Array, PyTree]]:
+    def encode(params: PyTree, batch_stats: PyTree, part: Batch) -> tuple[Array, PyTree]:
+        views = augment(example_keys(state, part["position"]), part)
         variables = {"params": merge(params, state.frozen), "batch_stats": batch_stats}
-        outputs, batch_stats = forward(model, variables, views)
-        losses, weights, _ = objective(outputs, batch, state.aux)
-        loss = mean(losses, weights)  # the sum over devices belongs inside of the gradient
-        if axis_name is not None:  # local batch norm: the running statistics are averaged
-            batch_stats = jax.lax.pmean(batch_stats, axis_name)
-        return loss_scale * loss, (loss, outputs, batch_stats)
+        return forward(model, variables, views)
 
-    gradient = accumulated(jax.grad(scaled_loss, has_aux=True), micro_batches)
-    grads, (loss, outputs, batch_stats) = gradient(state.params, state.batch_stats, views, batch)
+    def scaled_loss(outputs: Array, part: Batch) -> tuple[Array, Array]:
+        losses, weights, _ = objective(outputs, part, state.aux)
+        loss = mean(losses, weights)  # the sum over devices belongs inside of the gradient
+        return loss_scale * loss, loss
+
+    gradient = gradient_of(
+        encode, scaled_loss, axis_name, micro_batches=micro_batches, independent=independent
+    )
+    grads, (loss, outputs, batch_stats) = gradient(state.params, state.batch_stats, batch)
+    if axis_name is not None:  # local batch norm: the running statistics are averaged
+        batch_stats = jax.lax.pmean(batch_stats, axis_name)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params, aux = optax.apply_updates(state.params, updates), state.aux
     if average:
@@ -90,11 +90,7 @@ def train_step(
     measured = jax.lax.cond((state.step + 1) % log_every == 0, measure, lambda: nothing)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads) / loss_scale, **measured}
     state = state.replace(
-        step=state.step + 1,
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        aux=aux,
+        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, aux=aux
     )
     return state, metrics
 

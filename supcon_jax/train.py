@@ -37,7 +37,7 @@ from supcon_jax.interruption import Interruptions, Stopped
 from supcon_jax.logs import Logs, Recorder, read_metrics
 from supcon_jax.models import Model, make_encoder, make_head
 from supcon_jax.models.torch_weights import load_torch_encoder
-from supcon_jax.objectives import OBJECTIVES
+from supcon_jax.objectives import INDEPENDENT, OBJECTIVES
 from supcon_jax.optimizers import make_optimizer, make_schedule
 from supcon_jax.state import TrainState, create_state, encoder_of
 from supcon_jax.steps import eval_step, train_step
@@ -361,6 +361,7 @@ def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
         augment=augment,
         loss_scale=stage.loss_scale,
         micro_batches=stage.micro_batches,
+        independent=stage.objective.name in INDEPENDENT,
         average=stage.average,
         log_every=config.log.every_steps,
         axis_name=parallel.AXIS,

@@ -70,7 +70,7 @@ def test_unknown_recipe_names_the_nearest():
         ("linear.schedule.name", "cos", "one of cosine, exponential, step, constant; got 'cos'"),
         ("supcon.augment.name", "randaugment", "did you mean 'rand_augment'?"),
         ("supcon.augment.table", "svhn", "must be one of imagenet, cifar; got 'svhn'"),
-        ("supcon.micro_batches", 2, "config.supcon.micro_batches must be 1 for a contrastive"),
+        ("supcon.micro_batches", 0, "must be a divisor of the batch size 128; got 0"),
         ("linear.micro_batches", 3, "must be a divisor of the batch size 128; got 3"),
         ("supcon.mix", "mixup", "config.supcon.mix must be none but for cross_entropy with one"),
         ("linear.mix", "cutmixup", "must be one of none, mixup, cutmix; got 'cutmixup'"),

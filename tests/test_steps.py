@@ -94,6 +94,7 @@ def make(
         augment=partial(wide_augment, views=views, mix=mix),
         loss_scale=loss_scale,
         micro_batches=micro_batches,
+        independent=objective in objectives.INDEPENDENT,
         average=average,
         log_every=log_every,
         axis_name=axis_name,
@@ -320,52 +321,7 @@ def test_training_learns_real_digits(mesh_of):
     assert float(last["contrastive_accuracy"]) > float(first["contrastive_accuracy"]) + 0.2
 
 
-# Gradient accumulation, parameter averages, mixed images.
-
-
-def pixels(keys, batch):
-    """The images as they are: two programs may round the same float32 augmentation differently."""
-    return batch["image"].astype(jnp.result_type(float)) / 255
-
-
-def step_of(before, after):
-    return jax.tree.map(lambda a, b: np.asarray(a - b), before.params, after.params)
-
-
-@pytest.mark.parametrize("devices", [1, 4])
-def test_accumulated_gradient_equals_that_of_the_whole_batch(x64, mesh_of, devices):
-    """Without batch norm, whose statistics are those of each part."""
-    options = dict(objective="cross_entropy", views=1, normalizing=False)
-    state, whole = make(**options)
-    whole = partial(whole, augment=pixels)
-    expected, expected_metrics = run(mesh_of(devices), state, whole, digits(32))
-    parts = partial(make(**options, micro_batches=4)[1], augment=pixels)
-    actual, metrics = run(mesh_of(devices), state, parts, digits(32))
-    assert_close(step_of(state, actual), step_of(state, expected), 1e-9)
-    for name in expected_metrics:
-        np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-9)
-
-
-def test_accumulation_normalises_each_part_and_moves_the_statistics_after_each(x64, mesh_of):
-    options = dict(objective="cross_entropy", views=1, axis_name=None, batch_norm=None)
-    state, parts = make(**options, micro_batches=4)
-    actual, _ = run(None, state, partial(parts, augment=pixels), digits(32))
-    alone = partial(make(**options)[1], augment=pixels)
-    slices = [{k: v[8 * i : 8 * i + 8] for k, v in digits(32).items()} for i in range(4)]
-    after, steps_of_parts = state, []
-    for part in slices:
-        after, _ = run(None, state.replace(batch_stats=after.batch_stats), alone, part)
-        steps_of_parts.append(step_of(state, after))
-    mean = jax.tree.map(lambda *x: sum(x) / 4, *steps_of_parts)
-    assert_close(step_of(state, actual), mean, 1e-9)
-    assert_close(actual.batch_stats, after.batch_stats, 1e-9)
-
-
-@pytest.mark.parametrize("batch_norm", [parallel.AXIS, None])
-def test_accumulation_works_with_global_and_local_batch_norm_on_devices(mesh_of, batch_norm):
-    state, step = make(objective="cross_entropy", views=1, batch_norm=batch_norm, micro_batches=2)
-    after, metrics = run(mesh_of(4), state, step, digits(32), 2)
-    assert np.isfinite(metrics["loss"]) and int(after.step) == 2
+# Parameter averages, mixed images.
 
 
 def test_average_follows_the_parameters_and_is_what_is_evaluated(x64, mesh_of):

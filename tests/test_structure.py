@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # each may import from those before it
     {"losses"},
     {"models", "data", "optimizers", "config"},
-    {"objectives", "state", "parallel", "accumulation"},
+    {"objectives", "state", "parallel", "micro_batches"},
     {"steps", "checkpoints", "summary_writer", "interruption", "workdir"},
     {"logs", "evaluation"},
     {"report"},
