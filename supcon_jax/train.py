@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from supcon_jax import config as configuration
-from supcon_jax import parallel, report
+from supcon_jax import parallel, plan, report
 from supcon_jax.checkpoints import Checkpoints
 from supcon_jax.data import pipeline, policies
 from supcon_jax.data.selection import select
@@ -426,6 +426,9 @@ flags.DEFINE_string("workdir", None, "Folder of the run (runs/CONFIG-RECIPE).")
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "Go on in a workdir that was started with another configuration."
 )
+_PLAN = flags.DEFINE_bool("plan", False, "Print what the recipe needs and sends; train nothing.")
+_TOPOLOGY = flags.DEFINE_string("topology", "", "Of --plan: a TPU slice, such as v5e:16x16.")
+_MEMORY = flags.DEFINE_float("memory_gb", 0.0, "Of --plan: find the largest batch that fits.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 EXPECTED = (ValueError, OSError, FloatingPointError)
 MISTYPED = (*EXPECTED, TypeError, KeyError, AttributeError, flags.Error)  # what parsing raises
@@ -473,6 +476,9 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     workdir = Path(flags.FLAGS.workdir)
     try:
+        if _PLAN.value:
+            print(plan.report(flags.FLAGS.config, build_stage, _TOPOLOGY.value, _MEMORY.value))
+            return
         train_and_evaluate(
             flags.FLAGS.config, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value
         )
