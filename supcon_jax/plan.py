@@ -56,13 +56,14 @@ class StagePlan:
     views: int
     parameters: int
     trained: int
-    step: Figures | DoesNotFitError
+    step: Figures | DoesNotFitError | None  # None: not compiled
     loss: Figures | DoesNotFitError
     model: dict[str, float]  # `cost_model`
 
     @property
     def peak(self) -> float:
         """Bytes of memory that the step needs, whether it fits or not."""
+        assert self.step is not None
         return self.step.peak if isinstance(self.step, Figures) else self.step.needed
 
 
@@ -100,7 +101,9 @@ def make_mesh(topology: str) -> Mesh:
     return parallel.make_mesh(tpu_devices(topology))
 
 
-def plan_stage(config: ConfigDict, name: str, build: Build, mesh: Mesh) -> StagePlan:
+def plan_stage(
+    config: ConfigDict, name: str, build: Build, mesh: Mesh, step: bool = True
+) -> StagePlan:
     """Compile the training step of a stage, and its objective alone, and read the programs.
 
     Args:
@@ -108,6 +111,7 @@ def plan_stage(config: ConfigDict, name: str, build: Build, mesh: Mesh) -> Stage
       name: of the stage.
       build: `train.build_stage`.
       mesh: devices to compile for.
+      step: False compiles the objective alone.
 
     Returns:
       The figures.
@@ -132,7 +136,7 @@ def plan_stage(config: ConfigDict, name: str, build: Build, mesh: Mesh) -> Stage
         views=of_stage.views,
         parameters=trained + frozen,
         trained=trained,
-        step=attempt(stage.train_step, state, batch, devices=mesh.size),
+        step=attempt(stage.train_step, state, batch, devices=mesh.size) if step else None,
         loss=loss_alone(of_stage, dim, batch["label"], mesh),
         model=cost_model(
             devices=mesh.size,
@@ -411,7 +415,7 @@ def _cells(plan: StagePlan) -> dict[str, str]:
             "  state and batch": _bytes(step.arguments),
             "  activations and gradients": _bytes(step.temporary),
         }
-    else:
+    elif plan.step is not None:
         cells["memory of a device"] = f"{_bytes(plan.step.needed)}!"
         cells["  too much; there are"] = _bytes(plan.step.available)
     if isinstance(plan.loss, Figures):
