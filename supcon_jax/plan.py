@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,15 +35,9 @@ from supcon_jax.programs import (
 )
 from supcon_jax.state import from_variables
 
-Build = Callable[..., Any]  # train.build_stage: (config, name of the stage, data, mesh) -> Stage
+Build = Callable[..., Any]  # train.build_for: (config, name of the stage, source, mesh) -> Stage
 ENOUGH = 0.97  # of the memory: a batch that fills as much is not made larger
 MOST_PROGRAMS = 7  # compiled in search of the largest batch
-
-
-class Splits(NamedTuple):
-    """The one split that a stage is built from."""
-
-    train: Source
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ def report(config: ConfigDict, build: Build, topology: str = "", memory_gb: floa
 
     Args:
       config: of a recipe file.
-      build: `train.build_stage`.
+      build: `train.build_for`.
       topology: TPU slice to compile for, such as "v5e:16x16"; "": the devices that are here.
       memory_gb: of a device, in 1e9 bytes; the largest batch that fits is searched for; 0: not.
 
@@ -109,7 +103,7 @@ def plan_stage(
     Args:
       config: of a recipe file.
       name: of the stage.
-      build: `train.build_stage`.
+      build: `train.build_for`.
       mesh: devices to compile for.
       step: False compiles the objective alone.
 
@@ -121,7 +115,7 @@ def plan_stage(
     """
     of_stage = config[name]
     source = stand_in(config, of_stage.batch_size)
-    stage = build(config, name, Splits(source), mesh)
+    stage = build(config, name, source, mesh)
     size = config.data.image_size
     shape = (size, size, config.data.channels)
     state = abstract_state(stage.model, stage.tx, shape, of_stage.average > 0, mesh)
@@ -311,7 +305,7 @@ def largest_batch(
     Args:
       config: of a recipe file.
       plan: of the stage at the recipe's batch size.
-      build: `train.build_stage`.
+      build: `train.build_for`.
       mesh: devices to compile for.
       limit: bytes of a device's memory.
 
@@ -334,8 +328,8 @@ def search(
 ) -> tuple[int, float]:
     """The largest multiple whose need is within a limit, in few calls of `needs`.
 
-    Each guess is where the line through the two known needs nearest to the limit reaches it, inside
-    the bracket that is known.
+    A guess is where a line through two known needs reaches the limit, and every other one, where a
+    size fits and another fails, is in the middle between them, for needs that jump.
 
     Args:
       needs: a growing function of the size; expensive.
@@ -349,12 +343,14 @@ def search(
       where nothing fits.
     """
     known = {start: needed}
-    for _ in range(MOST_PROGRAMS):
+    for turn in range(MOST_PROGRAMS):
         fits = max((size for size in known if known[size] <= limit), default=0)
         fails = min((size for size in known if known[size] > limit), default=0)
         if fits and known[fits] >= ENOUGH * limit:
             break
-        guess = int(_guess(known, limit)) // multiple * multiple
+        halves = turn % 2 == 1 and fits and fails
+        guess = (fits + fails) // 2 if halves else int(_guess(known, limit))
+        guess = guess // multiple * multiple
         low, high = fits + multiple, fails - multiple if fails else max(guess, fits + multiple)
         if low > high:
             break
@@ -365,15 +361,16 @@ def search(
 
 
 def _guess(known: dict[int, float], limit: float) -> float:
-    """Where the line through the nearest two points reaches the limit; of one point, by ratio."""
-    nearest = sorted(known, key=lambda size: abs(known[size] - limit))[:2]
-    if len(nearest) == 1 or known[nearest[0]] == known[nearest[1]]:
-        size = nearest[0]
-        return size * min(max(limit / known[size], 0.25), 4)
-    a, b = nearest
-    slope = (known[b] - known[a]) / (b - a)
+    """Where the line through two known points reaches the limit; of one point, by its ratio."""
+    nearest = sorted(known, key=lambda size: abs(known[size] - limit))
+    below = [size for size in nearest if known[size] <= limit]
+    above = [size for size in nearest if known[size] > limit]
+    pair = [below[0], above[0]] if below and above else nearest[:2]
+    if len(pair) == 1 or known[pair[0]] == known[pair[1]]:
+        return pair[0] * min(max(limit / known[pair[0]], 0.25), 4)
+    slope = (known[pair[1]] - known[pair[0]]) / (pair[1] - pair[0])
     # A little below the limit: a guess above it would leave nothing that fits.
-    return a + ((1 + ENOUGH) / 2 * limit - known[a]) / slope
+    return pair[0] + ((1 + ENOUGH) / 2 * limit - known[pair[0]]) / slope
 
 
 def table(

@@ -321,6 +321,11 @@ def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
     )
 
 
+def build_for(config: ConfigDict, name: str, source: Source, mesh: Mesh) -> Stage:
+    """`build_stage` where there is a training split alone, as in a plan."""
+    return build_stage(config, name, Data(source, source, source, source), mesh)
+
+
 def build_model(config: ConfigDict, name: str, classes: int) -> Model:
     """The encoder of all stages with the head of one of them."""
     options = config.model.to_dict()
@@ -477,7 +482,7 @@ def main(argv: list[str]) -> None:
     workdir = Path(flags.FLAGS.workdir)
     try:
         if _PLAN.value:
-            print(plan.report(flags.FLAGS.config, build_stage, _TOPOLOGY.value, _MEMORY.value))
+            print(plan.report(flags.FLAGS.config, build_for, _TOPOLOGY.value, _MEMORY.value))
             return
         train_and_evaluate(
             flags.FLAGS.config, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value

@@ -42,7 +42,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         stage.objective.update(exchange=case["exchange"], block_size=case["block_size"])
     mesh = plan.make_mesh(case["topology"])
     start = time.perf_counter()
-    found = plan.plan_stage(config, name, train.build_stage, mesh, step=not case["loss_only"])
+    found = plan.plan_stage(config, name, train.build_for, mesh, step=not case["loss_only"])
     seconds = time.perf_counter() - start
     programs = {"step": found.step, "loss": found.loss}
     return {
