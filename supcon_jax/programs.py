@@ -125,6 +125,7 @@ def tpu_devices(topology: str) -> list[Any]:
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes may compile at the same time
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
