@@ -1,6 +1,7 @@
 """What a plan says: of programs with known figures, and beside what really happens."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -79,7 +80,7 @@ ENTRY %main.1 (p: f32[8,4]) -> f32[16,4] {
   %a = f32[8,4]{1,0:T(8,128)} all-reduce-start(%p), replica_groups={{0,1}}, to_apply=%add
   %b = (f32[8,4]{1,0}, f32[16,4]{1,0}) all-gather-start(%a), dimensions={0}
   %c = (f32[8,4]{1,0}, f32[8,4]{1,0}, u32[], u32[]) collective-permute-start(%p)
-  %d = (f32[8,4]{1,0}, bf16[8]{0}) all-reduce(%p, %q), to_apply=%add
+  %d = (f32[8,4]{1,0}, bf16[8]{0}) all-reduce-start(%p, %q), to_apply=%add
   ROOT %e = f32[16,4]{1,0} all-gather-done(%b)
 }
 """
@@ -292,48 +293,11 @@ def test_the_command_prints_the_table():
     assert largest[0] > 128 and largest[0] % 2 == 0
 
 
-GROWTH = '''
-import ctypes, sys
-import jax
-from supcon_jax import config as configuration, plan, train
-
-def resident(field):
-    """VmRSS is what there is now, VmHWM the most since the mark was reset."""
-    lines = open("/proc/self/status").read().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-def zeros(x):
-    key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return jax.random.key(0) if key else jax.numpy.zeros(x.shape, x.dtype)
-
-config = configuration.load(sys.argv[1])
-config.supcon.batch_size = int(sys.argv[2])
-mesh = plan.make_mesh("")
-planned = plan.plan_stage(config, "supcon", train.build_for, mesh).peak
-source = plan.stand_in(config, config.supcon.batch_size)
-stage = train.build_for(config, "supcon", source, mesh)
-shape = (config.data.image_size, config.data.image_size, config.data.channels)
-shapes = (plan.abstract_state(stage.model, stage.tx, shape, False, mesh),
-          plan.abstract_batch(config, "supcon", source, mesh))
-step = stage.train_step.lower(*shapes).compile()
-placed = jax.tree.map(lambda x: x.sharding, shapes)
-make = jax.jit(lambda: jax.tree.map(zeros, shapes), out_shardings=placed).lower().compile()
-ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the compiler has left
-open("/proc/self/clear_refs", "w").write("5")  # resets VmHWM
-before = resident("VmRSS")
-state, batch = make()
-for _ in range(2):
-    state, _ = step(state, batch)
-    jax.block_until_ready(state)
-print(planned, resident("VmHWM") - before)
-'''
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
 def test_memory_is_what_the_process_grows_by():
-    planned, grown = map(float, run(GROWTH, "digits", "1024").split())
-    assert planned == pytest.approx(grown, rel=0.25)
+    found = json.loads(run("", "experiments/scaling/memory.py", "--config=digits", "--batch=1024"))
+    assert found["planned"] == pytest.approx(found["grown"], rel=0.25)
 
 
 TPU = """
