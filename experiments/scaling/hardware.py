@@ -28,11 +28,11 @@ CHIPS = {
 }
 
 
-def floor(chip: Chip, flops: float, accessed: float, sent: float) -> tuple[float, str]:
+def floor(chip: Chip, flops: float, touched: float, sent: float) -> tuple[float, str]:
     """The least seconds that a step can take, and the resource that is busy all the while."""
     times = {
         "compute": flops / chip.flops,
-        "memory": accessed / chip.memory_bytes,
+        "memory": touched / chip.memory_bytes,
         "links": sent / chip.sent_bytes,
     }
     limit = max(times, key=lambda name: times[name])

@@ -49,21 +49,20 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         **case,
         "chips": mesh.size,
         "parameters": found.parameters,
-        **{name: figures(one, case["topology"]) for name, one in programs.items() if one},
+        **{name: figures(one) for name, one in programs.items() if one},
         "cost_model": {name: round(sent) for name, sent in found.model.items()},
         "compile_seconds": round(seconds, 1),
     }
 
 
-def figures(found: Any, topology: str) -> dict[str, Any]:
-    """A program's figures and the floor of its time; or what it needs where it does not fit."""
+def figures(found: Any) -> dict[str, Any]:
+    """A program's figures, or what it needs where it does not fit."""
     from supcon_jax.programs import DoesNotFitError, sent_by_kind
 
     if isinstance(found, DoesNotFitError):
         return {"fits": False, "peak": round(found.needed), "available": round(found.available)}
     always = sent_by_kind(one for one in found.collectives if not one.branch)
     sent = sum(size for _, size in always.values())
-    seconds, limit = floor(CHIPS[topology.partition(":")[0]], found.flops, found.accessed, sent)
     return {
         "fits": True,
         "peak": found.peak,
@@ -73,8 +72,6 @@ def figures(found: Any, topology: str) -> dict[str, Any]:
         "accessed": found.accessed,
         "sent": round(sent),
         "collectives": {kind: [count, round(size)] for kind, (count, size) in always.items()},
-        "floor_seconds": seconds,
-        "limit": limit,
     }
 
 
@@ -104,10 +101,10 @@ def read() -> list[dict[str, Any]]:
 def table(records: list[dict[str, Any]]) -> str:
     """One row a record, in Markdown."""
     names = ["topology", "recipe", "images", "exchange", "block", "remat", "GB a chip", "TFLOP",
-             "GB accessed", "MB sent", "cost model MB", "floor ms", "limit"]  # fmt: skip
+             "MB sent", "floor ms", "limit"]  # fmt: skip
     lines = [
         "| " + " | ".join(names) + " |",
-        "| --- | --- | ---: | --- |" + " ---: |" * 8 + " --- |",
+        "| --- | --- | ---: | --- |" + " ---: |" * 6 + " --- |",
     ]
     for record in sorted(records, key=_place):
         found = record["loss" if record["loss_only"] else "step"]
@@ -132,18 +129,22 @@ def _place(record: dict[str, Any]) -> tuple[Any, ...]:
 
 def _figures(record: dict[str, Any], found: dict[str, Any]) -> list[str]:
     if not found["fits"]:
-        return [f"needs {found['peak'] / 1e9:.1f} of {found['available'] / 1e9:.1f}", *["-"] * 6]
-    model = record["cost_model"]
-    model = model["features"] if record["loss_only"] else sum(model.values())
+        return [f"needs {found['peak'] / 1e9:.1f} of {found['available'] / 1e9:.1f}", *["-"] * 4]
+    seconds, limit = least(record, found)
     return [
         f"{found['peak'] / 1e9:.3g}",
         f"{found['flops'] / 1e12:.3g}",
-        f"{found['accessed'] / 1e9:.3g}",
         f"{found['sent'] / 1e6:.1f}",
-        f"{model / 1e6:.1f}",
-        f"{1e3 * found['floor_seconds']:.3g}",
-        found["limit"],
+        f"{1e3 * seconds:.3g}",
+        limit,
     ]
+
+
+def least(record: dict[str, Any], found: dict[str, Any]) -> tuple[float, str]:
+    """The floor of a program's time; all its memory but the arguments is written and read."""
+    chip = CHIPS[record["topology"].partition(":")[0]]
+    touched = found["arguments"] + 2 * (found["peak"] - found["arguments"])
+    return floor(chip, found["flops"], touched, found["sent"])
 
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
@@ -160,7 +161,7 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
             found = record.get(program)
             if found and found["fits"]:
                 name = _line(record, program)
-                point = (record["chips"], 1e3 * found["floor_seconds"], found["peak"] / 1e9)
+                point = (record["chips"], 1e3 * least(record, found)[0], found["peak"] / 1e9)
                 lines.setdefault(name, []).append(point)
         for name, points in sorted(lines.items()):
             chips, floors, memory = zip(*sorted(set(points)), strict=True)
