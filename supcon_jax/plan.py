@@ -410,8 +410,8 @@ def _cells(plan: StagePlan) -> dict[str, str]:
     if isinstance(plan.step, Figures):
         step, total = plan.step, plan.step.flops * plan.devices
         cells |= {
-            "FLOP an image, all views": _scaled(total / plan.batch_size, "", 1000),
-            "FLOP a step, all devices": _scaled(total, "", 1000),
+            "FLOP an image, all views": _scaled(total / plan.batch_size, ""),
+            "FLOP a step, all devices": _scaled(total, ""),
             "memory of a device": _bytes(step.peak),
             "  state and batch": _bytes(step.arguments),
             "  activations and gradients": _bytes(step.temporary),
@@ -438,15 +438,15 @@ def _sent(step: Figures) -> dict[str, str]:
 
 
 def _bytes(count: float) -> str:
-    return _scaled(count, "B", 1000)
+    return _scaled(count, "B")
 
 
-def _scaled(count: float, unit: str, base: int) -> str:
+def _scaled(count: float, unit: str) -> str:
     """`1.23 GB`: three digits and a prefix."""
     for prefix in ("", "k", "M", "G", "T", "P"):
         if abs(count) < 999.5 or prefix == "P":
             break
-        count /= base
+        count /= 1000
     digits = 0 if not prefix or count >= 99.95 else 1 if count >= 9.995 else 2
     return f"{count:.{digits}f} {prefix}{unit}".rstrip()
 

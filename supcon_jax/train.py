@@ -432,8 +432,8 @@ _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "Go on in a workdir that was started with another configuration."
 )
 _PLAN = flags.DEFINE_bool("plan", False, "Print what the recipe needs and sends; train nothing.")
-_TOPOLOGY = flags.DEFINE_string("topology", "", "Of --plan: a TPU slice, such as v5e:16x16.")
-_MEMORY = flags.DEFINE_float("memory_gb", 0.0, "Of --plan: find the largest batch that fits.")
+_TOPOLOGY = flags.DEFINE_string("topology", "", "Plan for a TPU slice, such as v5e:16x16.")
+_MEMORY = flags.DEFINE_float("memory_gb", 0.0, "Plan, and find the largest batch that fits.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 EXPECTED = (ValueError, OSError, FloatingPointError)
 MISTYPED = (*EXPECTED, TypeError, KeyError, AttributeError, flags.Error)  # what parsing raises
@@ -481,7 +481,7 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     workdir = Path(flags.FLAGS.workdir)
     try:
-        if _PLAN.value:
+        if _PLAN.value or _TOPOLOGY.value or _MEMORY.value:  # each asks for a plan
             print(plan.report(flags.FLAGS.config, build_for, _TOPOLOGY.value, _MEMORY.value))
             return
         train_and_evaluate(
