@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from supcon_jax import config as configuration
-from supcon_jax import parallel, report
+from supcon_jax import parallel, plan, report
 from supcon_jax.checkpoints import Checkpoints
 from supcon_jax.data import pipeline, policies
 from supcon_jax.data.selection import select
@@ -381,6 +381,11 @@ def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
     )
 
 
+def build_for(config: ConfigDict, name: str, source: Source, mesh: Mesh) -> Stage:
+    """`build_stage` where there is a training split alone, as in a plan."""
+    return build_stage(config, name, Data(source, source, source, source), mesh)
+
+
 def build_model(config: ConfigDict, name: str, classes: int) -> Model:
     """The encoder of all stages with the head of one of them."""
     options = config.model.to_dict()
@@ -470,6 +475,9 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 of several.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+_PLAN = flags.DEFINE_bool("plan", False, "Print what the recipe needs and sends; train nothing.")
+_TOPOLOGY = flags.DEFINE_string("topology", "", "Plan for a TPU slice, such as v5e:16x16.")
+_MEMORY = flags.DEFINE_float("memory_gb", 0.0, "Plan, and find the largest batch that fits.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 EXPECTED = (ValueError, OSError, FloatingPointError)
 MISTYPED = (*EXPECTED, TypeError, KeyError, AttributeError, flags.Error)  # what parsing raises
@@ -520,6 +528,9 @@ def main(argv: list[str]) -> None:
         sys.unraisablehook = lambda unraisable: None
     workdir = Path(flags.FLAGS.workdir)
     try:
+        if _PLAN.value or _TOPOLOGY.value or _MEMORY.value:  # each asks for a plan
+            print(plan.report(flags.FLAGS.config, build_for, _TOPOLOGY.value, _MEMORY.value))
+            return
         if _DISTRIBUTED.value or _COORDINATOR.value:
             places = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
             parallel.start_processes(*places)

@@ -20,7 +20,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,11 @@ def measure(devices: list[Any], rows: int, form: str) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from collectives import collectives
     from jax.sharding import Mesh, NamedSharding
     from jax.sharding import PartitionSpec as P
 
     from supcon_jax import supcon_loss
+    from supcon_jax.programs import compiled_figures, sent_by_kind
 
     mesh = Mesh(np.array(devices).reshape(-1), ("data",))
     split = NamedSharding(mesh, P("data"))
@@ -55,22 +54,18 @@ def measure(devices: list[Any], rows: int, form: str) -> dict[str, Any]:
 
     sharded = jax.shard_map(local, mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P("data"))
     gradient = jax.jit(jax.grad(lambda features, labels: sharded(features, labels).mean()))
-    compiled = gradient.lower(features, labels).compile()
-    sent = collectives(compiled.as_text(), len(devices))
-    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    counts: Counter[str] = Counter()
-    for one in sent:
-        counts[one.kind] += one.times
+    found = compiled_figures(gradient, features, labels, devices=len(devices))
+    sent = sent_by_kind(found.collectives)
     return {
         "devices": len(devices),
         "rows": rows,
         "form": form,
-        "temporary MiB": round(memory.temp_size_in_bytes / 2**20, 2),
-        "sent MiB": round(sum(one.bytes for one in sent) / 2**20, 3),
+        "temporary MiB": round(found.temporary / 2**20, 2),
+        "sent MiB": round(sum(size for _, size in sent.values()) / 2**20, 3),
         "formula MiB": round(formula(rows, len(devices), form) / 2**20, 3),
-        "collectives": dict(counts),
-        "GFLOP, loops once": round(cost["flops"] / 1e9, 3),
-        "accessed MiB, loops once": round(cost["bytes accessed"] / 2**20, 1),
+        "collectives": {kind: count for kind, (count, _) in sent.items()},
+        "GFLOP, loops once": round(found.flops / 1e9, 3),
+        "accessed MiB, loops once": round(found.accessed / 2**20, 1),
     }
 
 
@@ -104,22 +99,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[12288, 65536])
     options = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
-    if options.topology:
-        os.environ |= {
-            "TPU_SKIP_MDS_QUERY": "1",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        }
-    else:
+    if not options.topology:
         os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
     import jax
-    from jax.experimental import topologies
+
+    from supcon_jax.programs import tpu_devices
 
     if options.topology:
-        machines = {
-            name: topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-            for name in options.topology
-        }
+        machines = {name: tpu_devices(name) for name in options.topology}
     else:
         machines = {f"{n} CPU devices": jax.devices()[:n] for n in (2, 4, 8)}
     results = []

@@ -66,6 +66,16 @@ DATASETS: dict[str, dict[str, Any]] = {
     "folder": _fields("folder", "", 224, *IMAGENET, load_size=256),
 }
 
+COUNTS = {  # training images and classes, by the name in TFDS, where a plan needs no images
+    "digits": (1437, 10),
+    "fashion_mnist": (60_000, 10),
+    "cifar10": (50_000, 10),
+    "cifar100": (50_000, 100),
+    "svhn_cropped": (73_257, 10),
+    "stl10": (5000, 10),
+    "imagenet2012": (1_281_167, 1000),
+}
+
 
 def dataset(name: str) -> dict[str, Any]:
     """The fields of `config.data` for a data set, all but the folder where it is.

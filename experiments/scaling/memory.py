@@ -1,0 +1,72 @@
+"""The planned memory of a pre-training step beside what this process really grows by (Linux, CPU).
+
+    python experiments/scaling/memory.py --config cifar10_resnet18 --batch 32 --record
+
+Compiles the step, notes the resident memory, makes a state and a batch of zeros and takes two
+steps; the growth is up to the highest mark. --record adds a line to memory.jsonl.
+"""
+
+import argparse
+import ctypes
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from supcon_jax import config as configuration
+from supcon_jax import plan, train
+from supcon_jax.report import circumstances
+
+
+def resident(field: str) -> int:
+    """Bytes: VmRSS is what there is now, VmHWM the most since the mark was reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def zeros(shape: Any) -> jax.Array:
+    is_key = jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key)
+    return jax.random.key(0) if is_key else jax.numpy.zeros(shape.shape, shape.dtype)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Planned memory beside the process's growth.")
+    parser.add_argument("--config", default="digits")
+    parser.add_argument("--batch", type=int, default=1024, help="images")
+    parser.add_argument("--record", action="store_true")
+    options = parser.parse_args()
+    config = configuration.load(options.config)
+    config.supcon.batch_size = options.batch
+    mesh = plan.make_mesh("")
+    source = plan.stand_in(config, options.batch)
+    stage = train.build_for(config, "supcon", source, mesh)
+    image = (config.data.image_size, config.data.image_size, config.data.channels)
+    average = config.supcon.average > 0
+    shapes = (
+        plan.abstract_state(stage.model, stage.tx, image, average, mesh),
+        plan.abstract_batch(config, "supcon", source, mesh),
+    )
+    planned = plan.plan_stage(config, "supcon", train.build_for, mesh).peak
+    step = stage.train_step.lower(*shapes).compile()
+    placed = jax.tree.map(lambda x: x.sharding, shapes)
+    make = jax.jit(lambda: jax.tree.map(zeros, shapes), out_shardings=placed).lower().compile()
+
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the compiler has left
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    before = resident("VmRSS")
+    state, batch = make()
+    for _ in range(2):
+        state, _ = step(state, batch)
+        jax.block_until_ready(state)
+    grown = resident("VmHWM") - before
+    record = {"config": options.config, "batch": options.batch, "planned": planned, "grown": grown}
+    if options.record:
+        command = f"memory.py --config {options.config} --batch {options.batch} --record"
+        with Path(__file__).with_suffix(".jsonl").open("a") as file:
+            file.write(json.dumps({**record, "command": command, **circumstances()}) + "\n")
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Published recipes on TPU slices: memory, operations, bytes and floor of a pre-training step.
+
+    pip install "jax[tpu]"  # needs no TPU: its compiler works on any host
+    python experiments/scaling/run.py --topology v5e:16x16 --config configs/resnet50.py
+    python experiments/scaling/run.py --topology v5e:2x4 --batch 512 1024 --remat
+    python experiments/scaling/run.py --topology v5p:8x16x16 --batch 6144 65536 --loss_only
+
+The whole step of the first stage is compiled for every topology, batch, exchange and block size,
+and the objective's value and gradient alone beside it. Nothing is run. One line of records.jsonl
+is one compilation; what is there already is not compiled again. Writes table.md and scaling.png.
+"""
+
+import argparse
+import importlib.metadata
+import itertools
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hardware import CHIPS, floor
+
+HERE = Path(__file__).parent
+RECORDS = HERE / "records.jsonl"
+WRITTEN = ("records.jsonl", "table.md", "scaling.png")
+KEY = ("topology", "config", "batch", "exchange", "block_size", "remat", "loss_only")
+
+
+def measure(case: dict[str, Any]) -> dict[str, Any]:
+    """Compile one case; sizes are of one chip, in bytes, and of one step."""
+    from supcon_jax import config as configuration
+    from supcon_jax import plan, train
+
+    config = configuration.load(case["config"])
+    name = config.stages[0]
+    stage = config[name]
+    stage.batch_size = case["batch"]
+    config.model.remat = case["remat"]
+    if stage.objective.name == "contrastive":
+        stage.objective.update(exchange=case["exchange"], block_size=case["block_size"])
+    mesh = plan.make_mesh(case["topology"])
+    start = time.perf_counter()
+    found = plan.plan_stage(config, name, train.build_for, mesh, step=not case["loss_only"])
+    seconds = time.perf_counter() - start
+    programs = {"step": found.step, "loss": found.loss}
+    return {
+        **case,
+        "chips": mesh.size,
+        "parameters": found.parameters,
+        **{name: figures(one) for name, one in programs.items() if one},
+        "cost_model": {name: round(sent) for name, sent in found.model.items()},
+        "compile_seconds": round(seconds, 1),
+    }
+
+
+def figures(found: Any) -> dict[str, Any]:
+    """A program's figures, or what it needs where it does not fit."""
+    from supcon_jax.programs import DoesNotFitError, sent_by_kind
+
+    if isinstance(found, DoesNotFitError):
+        return {"fits": False, "peak": round(found.needed), "available": round(found.available)}
+    always = sent_by_kind(one for one in found.collectives if not one.branch)
+    sent = sum(size for _, size in always.values())
+    return {
+        "fits": True,
+        "peak": found.peak,
+        "arguments": found.arguments,
+        "temporary": found.temporary,
+        "flops": found.flops,
+        "accessed": found.accessed,
+        "sent": round(sent),
+        "collectives": {kind: [count, round(size)] for kind, (count, size) in always.items()},
+    }
+
+
+def circumstances() -> dict[str, Any]:
+    """Versions, commit and command of a record."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(HERE), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    # What this script writes does not make the tree another one.
+    changed = git("status", "--porcelain", "--", ":/", *(f":!{name}" for name in WRITTEN))
+    packages = ("jax", "jaxlib", "libtpu", "flax", "optax")
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "commit": git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else ""),
+        "command": " ".join(["run.py", *sys.argv[1:]]),
+    }
+
+
+def read() -> list[dict[str, Any]]:
+    return (
+        [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+    )
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """One row a record, in Markdown."""
+    names = ["topology", "recipe", "images", "exchange", "block", "remat", "GB a chip", "TFLOP",
+             "MB sent", "floor ms", "limit"]  # fmt: skip
+    lines = [
+        "| " + " | ".join(names) + " |",
+        "| --- | --- | ---: | --- |" + " ---: |" * 6 + " --- |",
+    ]
+    for record in sorted(records, key=_place):
+        found = record["loss" if record["loss_only"] else "step"]
+        recipe = Path(record["config"]).stem + (", loss alone" if record["loss_only"] else "")
+        block, remat = str(record["block_size"] or "auto"), "yes" if record["remat"] else "no"
+        cells = [
+            record["topology"],
+            recipe,
+            f"{record['batch']:,}",
+            record["exchange"],
+            block,
+            remat,
+        ]
+        lines += ["| " + " | ".join([*cells, *_figures(record, found)]) + " |"]
+    return "\n".join(lines) + "\n"
+
+
+def _place(record: dict[str, Any]) -> tuple[Any, ...]:
+    return (record["loss_only"], record["config"], record["topology"].partition(":")[0],
+            record["chips"], record["batch"], record["exchange"], record["remat"])  # fmt: skip
+
+
+def _figures(record: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    if not found["fits"]:
+        return [f"needs {found['peak'] / 1e9:.1f} of {found['available'] / 1e9:.1f}", *["-"] * 4]
+    seconds, limit = least(record, found)
+    return [
+        f"{found['peak'] / 1e9:.3g}",
+        f"{found['flops'] / 1e12:.3g}",
+        f"{found['sent'] / 1e6:.1f}",
+        f"{1e3 * seconds:.3g}",
+        limit,
+    ]
+
+
+def least(record: dict[str, Any], found: dict[str, Any]) -> tuple[float, str]:
+    """The floor of a program's time; all its memory but the arguments is written and read."""
+    chip = CHIPS[record["topology"].partition(":")[0]]
+    touched = found["arguments"] + 2 * (found["peak"] - found["arguments"])
+    return floor(chip, found["flops"], touched, found["sent"])
+
+
+def draw(records: list[dict[str, Any]], path: Path) -> None:
+    """Floor of the time and memory against the chips: a line for each form at one batch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    for column, (program, title) in enumerate((("step", "whole step"), ("loss", "loss alone"))):
+        lines: dict[str, list[tuple[int, float, float]]] = {}
+        for record in records:
+            found = record.get(program)
+            if found and found["fits"]:
+                name = _line(record, program)
+                point = (record["chips"], 1e3 * least(record, found)[0], found["peak"] / 1e9)
+                lines.setdefault(name, []).append(point)
+        for name, points in sorted(lines.items()):
+            chips, floors, memory = zip(*sorted(set(points)), strict=True)
+            panels[0][column].plot(chips, floors, "o-", label=name)
+            panels[1][column].plot(chips, memory, "o-", label=name)
+        for panel, text in zip(
+            panels[:, column], ("floor of its time, ms", "GB a chip"), strict=True
+        ):
+            panel.set(xscale="log", yscale="log", xlabel="chips", ylabel=text, title=title)
+            if lines:
+                panel.legend(fontsize=6)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _line(record: dict[str, Any], program: str) -> str:
+    generation = record["topology"].partition(":")[0]
+    recipe = Path(record["config"]).stem if program == "step" else "loss"
+    blocks = f", blocks of {record['block_size']}" if record["block_size"] else ""
+    remat = ", remat" if record["remat"] and program == "step" else ""
+    return f"{generation}, {recipe}, {record['batch']:,}, {record['exchange']}{blocks}{remat}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Pre-training steps compiled for TPU slices.")
+    parser.add_argument("--topology", nargs="*", default=[], help="such as v5e:16x16")
+    parser.add_argument("--config", default="configs/resnet50.py")
+    parser.add_argument("--batch", type=int, nargs="+", help="images (the recipe's)")
+    parser.add_argument("--exchange", nargs="+", default=["gather"], choices=("gather", "ring"))
+    parser.add_argument("--block_size", type=int, nargs="+", default=[0], help="0: as in training")
+    parser.add_argument("--remat", action="store_true", help="activations are computed again")
+    parser.add_argument("--loss_only", action="store_true", help="not the whole step")
+    options = parser.parse_args()
+    from supcon_jax import config as configuration
+
+    recipe = configuration.load(options.config)
+    batches = options.batch or [recipe[recipe.stages[0]].batch_size]
+    for topology, batch, exchange, block_size in itertools.product(
+        options.topology, batches, options.exchange, options.block_size
+    ):
+        values = (topology, options.config, batch, exchange, block_size, options.remat,
+                  options.loss_only)  # fmt: skip
+        case = dict(zip(KEY, values, strict=True))
+        if any(all(record[name] == case[name] for name in KEY) for record in read()):
+            continue
+        record = {**measure(case), **circumstances()}
+        print(json.dumps(record), flush=True)
+        with RECORDS.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    records = read()
+    (HERE / "table.md").write_text(table(records))
+    draw(records, HERE / "scaling.png")
+
+
+if __name__ == "__main__":
+    main()
