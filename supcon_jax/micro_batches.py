@@ -61,7 +61,7 @@ def gradient_of(
       https://arxiv.org/abs/2101.06983, section 3.2.
     """
     if micro_batches == 1:
-        return _direct(encode, loss)
+        return _direct(_with_own_params(encode, axis_name), loss)
     if independent:
         return _accumulated(_direct(encode, loss), micro_batches, axis_name)
     return _direct(_cached(encode, micro_batches, axis_name), loss)
@@ -76,6 +76,13 @@ def _direct(encode: Encode, loss: Loss) -> Gradient:
         return scaled, (value, outputs, batch_stats)
 
     return jax.grad(composed, has_aux=True)
+
+
+def _with_own_params(encode: Encode, axis_name: str | None) -> Encode:
+    """`encode` whose gradients are summed over devices as the parameters are stored, in float32;
+    else it would be done where they are used, in the encoder's type.
+    """
+    return lambda params, *rest: encode(_of_device(params, axis_name), *rest)
 
 
 def _cached(encode: Encode, micro_batches: int, axis_name: str | None) -> Encode:

@@ -144,7 +144,6 @@ def plan_stage(
             carried=_count(state.batch_stats),
             exchange=of_stage.objective.exchange if contrastive else "gather",
             global_norm=config.model.batch_norm == "global",
-            gradient_bytes=2 if config.model.dtype == "bfloat16" else 4,
         ),
     )
 
@@ -259,14 +258,13 @@ def cost_model(
     carried: int,
     exchange: str,
     global_norm: bool,
-    gradient_bytes: int = 4,
 ) -> dict[str, float]:
     """Bytes that a device sends in one step, for ring algorithms, with f = (n - 1) / n.
 
     An all-reduce of x bytes sends 2 f x, an all-gather or reduce-scatter of x in all f x, a
     permutation what it moves:
 
-        gradients    2 f g P, where g is 2 with model.dtype bfloat16 and else 4
+        gradients    2 f 4 P, as the parameters are stored, also under model.dtype bfloat16
         batch norm   2 f 4 (2 S + R): moments forward and backward, and the running statistics
         gather       2 f 4 N D + f 4 N / v: features there, their gradients back; labels
         ring         3 4 N D + 2 9 N + f 4 N / v: features twice, their gradients once; ids
@@ -281,11 +279,9 @@ def cost_model(
       carried: R, running statistics in the state, with those of frozen parts.
       exchange: "gather" or "ring".
       global_norm: the batch norm's moments are those of the global batch.
-      gradient_bytes: g, of one number of the gradient: kernels are cast for the computation before
-        they meet the data, so theirs are added up over the devices in that type.
 
     Returns:
-      "gradients", "batch norm" and "features", in bytes; the latter two are float32.
+      "gradients", "batch norm" and "features", in bytes; all are float32.
     """
     part = (devices - 1) / devices
     moments = 2 * statistics if global_norm else 0
@@ -295,7 +291,7 @@ def cost_model(
     else:
         exchanged = 3 * features + 2 * 9 * rows + labels
     return {
-        "gradients": 2 * part * gradient_bytes * trained,
+        "gradients": 2 * part * 4 * trained,
         "batch norm": 2 * part * 4 * (moments + carried),
         "features": exchanged,
     }
