@@ -202,6 +202,7 @@ def _stage(
         mix="none",  # mixup or cutmix of two images and their labels, for cross_entropy only
         mix_alpha=1.0,  # of the Beta distribution of the first image's share
         average=0.0,  # decay of a moving average of the parameters, which is evaluated; 0: none
+        skip_nonfinite=0,  # steps in a row without a finite gradient that are left out; 0: stop
         loss_scale=1.0,  # factor on the loss for the gradient; the logged loss is without it
         optimizer=dict(
             name="sgd",  # sgd, nesterov, lars, rmsprop, adamw
@@ -328,6 +329,8 @@ def validate(config: ConfigDict) -> None:
 def _check_stage(name: str, stage: ConfigDict) -> None:
     for field in ("epochs", "batch_size", "views"):
         _require(stage[field] > 0, f"{name}.{field}", "positive", stage[field])
+    skips = stage.skip_nonfinite
+    _require(skips >= 0, f"{name}.skip_nonfinite", "0 or more", skips)
     _require(0 <= stage.average < 1, f"{name}.average", "from 0 to below 1", stage.average)
     parts, expected = stage.micro_batches, f"a divisor of the batch size {stage.batch_size}"
     divides = parts > 0 and stage.batch_size % parts == 0

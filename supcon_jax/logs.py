@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from supcon_jax.parallel import is_writer
 from supcon_jax.workdir import write_whole
 
 
@@ -102,6 +103,12 @@ def _clu_writer(directory: Path) -> Any:
     return metric_writers.create_default_writer(str(directory))
 
 
+def warn(line: str) -> None:
+    """A line to the user, from one process of the run."""
+    if is_writer():
+        print(line, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Progress of a stage: a bar on a terminal, one plain line a log step elsewhere.
 
@@ -183,6 +190,7 @@ class Recorder:
       total: steps of the stage.
       images_per_step: passes of images through the encoder in a step.
       every: steps between two records.
+      skips: steps in a row that may lack a finite gradient, because the step leaves them out.
       logs: where the records go.
       checkpoints: folder that the message about a loss that is not finite names.
     """
@@ -198,10 +206,12 @@ class Recorder:
         every: int,
         logs: Logs,
         checkpoints: Path,
+        skips: int = 0,
     ):
         self._stage, self._schedule, self._total = stage, schedule, total
         self._images_per_step, self._every = images_per_step, every
         self._logs, self._checkpoints = logs, checkpoints
+        self._skips, self._skipped, self._checked = skips, [0, 0], start  # in a row, in all
         self._progress = Progress(stage, start, total, None if logs.writes else io.StringIO())
         self._advice = Advice(self._progress.note)
         self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
@@ -224,10 +234,10 @@ class Recorder:
         """Wait for the device and stop the clock: what follows is not training.
 
         Raises:
-          FloatingPointError: a loss was not finite.
+          FloatingPointError: a loss or gradient was not finite.
         """
         for step, metrics in jax.block_until_ready(self._pending):
-            self._check(step, float(metrics["loss"]))
+            self._check(step, metrics)
         self._seconds += time.perf_counter() - self._since
         self._since = time.perf_counter()
 
@@ -239,7 +249,7 @@ class Recorder:
         """Write everything up to the newest step, with held-out scores in its record if any.
 
         Raises:
-          FloatingPointError: a loss was not finite.
+          FloatingPointError: a loss or gradient was not finite.
         """
         self._fetch(scores)
         self._logs.flush()
@@ -257,7 +267,7 @@ class Recorder:
         pending, self._pending = jax.device_get(self._pending), []
         for step, metrics in pending:
             values = {name: float(value) for name, value in metrics.items()}
-            self._check(step, values["loss"])
+            self._check(step, values)
             last, measured = step == pending[-1][0], step % self._every == 0
             if measured or step == self._total or (last and scores):
                 if not measured:  # then the objective's own metrics were not computed
@@ -277,17 +287,32 @@ class Recorder:
         return times
 
     def _tell(self, step: int, record: dict[str, float]) -> None:
+        record = {name: value for name, value in record.items() if math.isfinite(value)}  # for JSON
         self._logs.write(self._stage, step, record)
         self._progress.show(step, record)
 
-    def _check(self, step: int, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss of stage {self._stage} is {loss} at step {step} (learning rate "
-                f"{float(self._schedule(step - 1)):.4g}). Likely causes: the learning rate is too "
-                "high or its warm-up too short, the temperature too low, or the images hold values "
-                f"that are not finite. The checkpoints before it are kept in {self._checkpoints}"
-            )
+    def _check(self, step: int, metrics: Mapping[str, Any]) -> None:
+        if step <= self._checked:
+            return
+        self._checked = step
+        bad = [name for name in ("loss", "grad_norm") if not math.isfinite(float(metrics[name]))]
+        if not bad:
+            self._skipped[0] = 0
+            return
+        self._skipped = [count + 1 for count in self._skipped]
+        what = {"loss": "loss", "grad_norm": "gradient's norm"}[bad[0]]
+        found = f"the {what} of stage {self._stage} is {float(metrics[bad[0]])} at step {step}"
+        in_a_row, in_all = self._skipped
+        if in_a_row <= self._skips:
+            self._progress.note(f"{found}: left out ({in_a_row} in a row, {in_all} in all)")
+            return
+        raise FloatingPointError(
+            f"{found} (learning rate {float(self._schedule(step - 1)):.4g}). Likely causes: the "
+            "learning rate is too high or its warm-up too short, the temperature too low, or the "
+            "images hold values that are not finite. optimizer.clip_norm bounds the gradient, "
+            "skip_nonfinite leaves such steps out. The checkpoints before it are kept in "
+            f"{self._checkpoints}"
+        )
 
 
 class Advice:

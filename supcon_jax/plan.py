@@ -33,9 +33,9 @@ from supcon_jax.programs import (
     sent_by_kind,
     tpu_devices,
 )
+from supcon_jax.stages import Data, build_stage
 from supcon_jax.state import from_variables
 
-Build = Callable[..., Any]  # train.build_for: (config, name of the stage, source, mesh) -> Stage
 ENOUGH = 0.97  # of the memory: a batch that fills as much is not made larger
 MOST_PROGRAMS = 7  # compiled in search of the largest batch
 
@@ -61,12 +61,11 @@ class StagePlan:
         return self.step.peak if isinstance(self.step, Figures) else self.step.needed
 
 
-def report(config: ConfigDict, build: Build, topology: str = "", memory_gb: float = 0.0) -> str:
+def report(config: ConfigDict, topology: str = "", memory_gb: float = 0.0) -> str:
     """The table of `--plan`.
 
     Args:
       config: of a recipe file.
-      build: `train.build_for`.
       topology: TPU slice to compile for, such as "v5e:16x16"; "": the devices that are here.
       memory_gb: of a device, in 1e9 bytes; the largest batch that fits is searched for; 0: not.
 
@@ -78,10 +77,10 @@ def report(config: ConfigDict, build: Build, topology: str = "", memory_gb: floa
     """
     configuration.validate(config)
     mesh = make_mesh(topology)
-    plans = [plan_stage(config, name, build, mesh) for name in config.stages]
+    plans = [plan_stage(config, name, mesh) for name in config.stages]
     largest = None
     if memory_gb:
-        find = partial(largest_batch, config, build=build, mesh=mesh, limit=memory_gb * 1e9)
+        find = partial(largest_batch, config, mesh=mesh, limit=memory_gb * 1e9)
         largest = [find(plan) for plan in plans]
     where = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
     return table(plans, f"compiled for {where}, jax {jax.__version__}", largest)
@@ -95,15 +94,12 @@ def make_mesh(topology: str) -> Mesh:
     return parallel.make_mesh(tpu_devices(topology))
 
 
-def plan_stage(
-    config: ConfigDict, name: str, build: Build, mesh: Mesh, step: bool = True
-) -> StagePlan:
+def plan_stage(config: ConfigDict, name: str, mesh: Mesh, step: bool = True) -> StagePlan:
     """Compile the training step of a stage, and its objective alone, and read the programs.
 
     Args:
       config: of a recipe file.
       name: of the stage.
-      build: `train.build_for`.
       mesh: devices to compile for.
       step: False compiles the objective alone.
 
@@ -115,7 +111,7 @@ def plan_stage(
     """
     of_stage = config[name]
     source = stand_in(config, of_stage.batch_size)
-    stage = build(config, name, source, mesh)
+    stage = build_stage(config, name, Data(source, source, source, source), mesh)
     size = config.data.image_size
     shape = (size, size, config.data.channels)
     state = abstract_state(stage.model, stage.tx, shape, of_stage.average > 0, mesh)
@@ -198,7 +194,7 @@ def abstract_state(
 
 
 def abstract_batch(config: ConfigDict, name: str, source: Source, mesh: Mesh) -> dict[str, Any]:
-    """Shapes of a global batch of a stage, split over the devices; see `train.batches`."""
+    """Shapes of a global batch of a stage, split over the devices; see `stages.batches`."""
     stage, streamed = config[name], source.read is not None
     count, mixed = stage.batch_size, stage.mix != "none"
     side = config.data.image_size if streamed else config.data.load_size
@@ -298,14 +294,13 @@ def cost_model(
 
 
 def largest_batch(
-    config: ConfigDict, plan: StagePlan, *, build: Build, mesh: Mesh, limit: float
+    config: ConfigDict, plan: StagePlan, *, mesh: Mesh, limit: float
 ) -> tuple[int, float]:
     """The largest global batch of a stage whose step fits a device's memory, by compiling.
 
     Args:
       config: of a recipe file.
       plan: of the stage at the recipe's batch size.
-      build: `train.build_for`.
       mesh: devices to compile for.
       limit: bytes of a device's memory.
 
@@ -318,7 +313,7 @@ def largest_batch(
     def needs(batch_size: int) -> float:
         changed = config.copy_and_resolve_references()
         changed[plan.name].batch_size = batch_size
-        return plan_stage(changed, plan.name, build, mesh).peak
+        return plan_stage(changed, plan.name, mesh).peak
 
     return search(needs, plan.batch_size, plan.peak, limit=limit, multiple=multiple)
 

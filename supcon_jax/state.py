@@ -1,6 +1,6 @@
 """The training state: arrays only, so that a checkpoint is nothing but arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -108,6 +108,33 @@ def encoder_of(state: TrainState) -> dict[str, PyTree]:
         "params": merge(state.evaluated, state.frozen)["encoder"],
         "batch_stats": state.batch_stats.get("encoder", {}),
     }
+
+
+def skipping(
+    step: Callable[..., tuple[TrainState, dict]],
+) -> Callable[..., tuple[TrainState, dict]]:
+    """A training step that changes nothing but its number where its gradient is not finite.
+
+    The optimizer's own count does not move either, so that the learning rate of later steps is that
+    of one step before.
+
+    Args:
+      step: `(state, batch) -> state, metrics` with "loss" and "grad_norm".
+    """
+
+    def guarded(state: TrainState, batch: PyTree) -> tuple[TrainState, dict]:
+        after, metrics = step(state, batch)
+        finite = jax.numpy.isfinite(metrics["loss"]) & jax.numpy.isfinite(metrics["grad_norm"])
+        parts = ("params", "batch_stats", "opt_state", "aux")
+        kept = {
+            name: jax.tree.map(
+                partial(jax.numpy.where, finite), getattr(after, name), getattr(state, name)
+            )
+            for name in parts
+        }
+        return after.replace(**kept), metrics
+
+    return guarded
 
 
 def merge(params: PyTree, frozen: PyTree) -> PyTree:

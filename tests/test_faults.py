@@ -266,15 +266,15 @@ def test_disk_that_is_full_leaves_the_earlier_checkpoint(whole, tmp_path):
 @pytest.mark.slow
 def test_flipped_bits_never_reach_a_run(whole, tmp_path):
     """100 flips anywhere in the newest checkpoint: the one before is used, or nothing changed."""
-    from trainer import small
-
-    from supcon_jax import train
+    from supcon_jax import config as configuration
+    from supcon_jax import parallel, stages
     from supcon_jax.checkpoints import Checkpoints
 
-    config = small(supcon__epochs=4.0, linear__epochs=3.0)
-    mesh = train.parallel.make_mesh()
-    stage = train.build_stage(config, "supcon", train.open_data(config), mesh)
-    like = train.create(stage, config, mesh, None)
+    config = configuration.load("digits")
+    config.update_from_flattened_dict(SMALL)
+    mesh = parallel.make_mesh()
+    stage = stages.build_stage(config, "supcon", stages.open_data(config), mesh)
+    like = stages.create(stage, config, mesh, None)
     expected = arrays(whole, "supcon")
     rng, noticed = random.Random(1), 0
     folder = whole / "checkpoints" / "supcon"

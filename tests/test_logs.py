@@ -1,10 +1,13 @@
 """Logs: what a resumed run forgets, what is shown, and the warnings about the loss."""
 
 import io
+import math
+from contextlib import closing
 
+import jax.numpy as jnp
 import pytest
 
-from supcon_jax.logs import Advice, Logs, Progress, read_metrics
+from supcon_jax.logs import Advice, Logs, Progress, Recorder, read_metrics
 
 
 @pytest.fixture
@@ -90,3 +93,44 @@ def test_batches_without_positives_are_told_once(advice):
 def test_few_lonely_samples_are_not_told(advice):
     advice[0].see(1, {"loss": 1.0, "collapsed": 6.0, "lonely": 0.2})
     assert not advice[1]
+
+
+def record(workdir, losses, **options):
+    """What a recorder writes of steps with these losses and gradient norms."""
+    workdir.mkdir(exist_ok=True)
+    settings = dict(images_per_step=8, every=2, checkpoints=workdir, **options)
+    with closing(Logs(workdir)) as logs:
+        recorder = Recorder("supcon", lambda step: 0.5, 0, len(losses), logs=logs, **settings)
+        for step, (loss, norm) in enumerate(losses, start=1):
+            recorder.add(step, {"loss": jnp.asarray(loss), "grad_norm": jnp.asarray(norm)})
+        recorder.pause()
+        recorder.catch_up({})
+    return read_metrics(workdir)
+
+
+GOOD, NAN, STEEP = (1.5, 2.0), (math.nan, math.nan), (1.5, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (NAN, "^the loss of stage supcon is nan at step 3 .learning rate 0.5.. Likely"),
+        (STEEP, "^the gradient's norm of stage supcon is inf at step 3 "),
+    ],
+)
+def test_step_that_is_not_finite_stops_the_run(tmp_path, bad, message):
+    with pytest.raises(FloatingPointError, match=message):
+        record(tmp_path, [GOOD, GOOD, bad, GOOD])
+
+
+def test_so_many_steps_in_a_row_may_not_be_finite(tmp_path, capsys):
+    losses = [GOOD, NAN, STEEP, GOOD, STEEP, NAN, GOOD, GOOD]
+    found = record(tmp_path / "two", losses, skips=2)
+    assert [r["step"] for r in found] == [2, 4, 6, 8]
+    assert ["loss" in r for r in found] == [False, True, False, True]  # JSON has no NaN
+    lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    counts = [line.partition(": left out ")[2] for line in lines]
+    numbers = ((1, 1), (2, 2), (1, 3), (2, 4))
+    assert counts == [f"({row} in a row, {total} in all)" for row, total in numbers]
+    with pytest.raises(FloatingPointError, match="is inf at step 3 "):
+        record(tmp_path / "one", losses, skips=1)

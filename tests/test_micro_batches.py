@@ -9,7 +9,7 @@ import pytest
 from test_steps import assert_close, digits, make, run, slow
 
 from supcon_jax import config as configuration
-from supcon_jax import objectives, parallel, steps, supcon_loss, train
+from supcon_jax import objectives, parallel, stages, steps, supcon_loss
 
 BATCH = 32
 
@@ -199,7 +199,7 @@ def test_recipes_accumulate_what_is_independent(monkeypatch, mesh_of, stage):
     config = configuration.load("digits")
     config[stage].micro_batches = 4
     configuration.validate(config)
-    step = train.build_stage(config, stage, train.open_data(config), mesh_of(1)).train_step
+    step = stages.build_stage(config, stage, stages.open_data(config), mesh_of(1)).train_step
     assert step.keywords["micro_batches"] == 4
     assert step.keywords["independent"] == (config[stage].objective.name == "cross_entropy")
 

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from supcon_jax import config as configuration
-from supcon_jax import plan, programs, train
+from supcon_jax import plan, programs, stages
 
 SIZES = pytest.mark.parametrize("devices", [2, 4, 8])
 
@@ -122,7 +122,7 @@ def config_of(name="digits", batch=64, **objective):
 @pytest.mark.parametrize("exchange", ["gather", "ring"])
 def test_cost_model_of_the_exchange_is_what_the_loss_sends(devices, exchange, mesh_of):
     config = config_of(exchange=exchange)
-    found = plan.plan_stage(config, "supcon", train.build_for, mesh_of(devices), step=False)
+    found = plan.plan_stage(config, "supcon", mesh_of(devices), step=False)
     sent = sum(one.bytes for one in found.loss.collectives)
     count = 2 * 4 * (devices - 1) / devices  # of the anchors with positives
     assert sent == pytest.approx(found.model["features"] + count, abs=1)
@@ -133,12 +133,12 @@ def test_cost_model_of_the_exchange_is_what_the_loss_sends(devices, exchange, me
 )
 def test_cost_model_is_what_a_step_sends(devices, mesh_of):
     """Within 2 %: XLA merges the sums of some batch norms' gradients with their moments'."""
-    found = plan.plan_stage(config_of(), "supcon", train.build_for, mesh_of(devices))
+    found = plan.plan_stage(config_of(), "supcon", mesh_of(devices))
     sent = sum(one.bytes for one in found.step.collectives if not one.branch)
     assert sum(found.model.values()) == pytest.approx(sent, rel=0.02)
     local = config_of()
     local.model.batch_norm = "local"
-    fewer = plan.plan_stage(local, "supcon", train.build_for, mesh_of(devices), step=False)
+    fewer = plan.plan_stage(local, "supcon", mesh_of(devices), step=False)
     assert fewer.model["batch norm"] == pytest.approx(found.model["batch norm"] / 3)
 
 
@@ -147,7 +147,7 @@ def test_gradients_are_added_up_in_float32_also_under_bfloat16(mesh_of):
     config, mesh = config_of(), mesh_of(2)
     config.model.dtype = "bfloat16"
     source = plan.stand_in(config, 64)
-    stage = train.build_for(config, "supcon", source, mesh)
+    stage = stages.build_stage(config, "supcon", stages.Data(*[source] * 4), mesh)
     state = plan.abstract_state(stage.model, stage.tx, (8, 8, 1), False, mesh)
     batch = plan.abstract_batch(config, "supcon", source, mesh)
     text = stage.train_step.lower(state, batch).as_text()
@@ -158,10 +158,10 @@ def test_gradients_are_added_up_in_float32_also_under_bfloat16(mesh_of):
 
 def test_shapes_are_those_of_the_state_and_of_the_batches(mesh_of):
     config, mesh = config_of(), mesh_of(2)
-    data = train.open_data(config)
-    stage = train.build_stage(config, "supcon", data, mesh)
-    state = train.create(stage, config, mesh, previous=None)
-    batch = next(train.batches(stage, 0, config, data.train, mesh))
+    data = stages.open_data(config)
+    stage = stages.build_stage(config, "supcon", data, mesh)
+    state = stages.create(stage, config, mesh, previous=None)
+    batch = next(stages.batches(stage, 0, config, data.train, mesh))
     planned = (
         plan.abstract_state(stage.model, stage.tx, (8, 8, 1), False, mesh),
         plan.abstract_batch(config, "supcon", plan.stand_in(config, 64), mesh),
@@ -170,13 +170,13 @@ def test_shapes_are_those_of_the_state_and_of_the_batches(mesh_of):
     for real, shape in zip(jax.tree.leaves((state, batch)), jax.tree.leaves(planned), strict=True):
         assert (real.shape, real.dtype) == (shape.shape, shape.dtype)
         assert real.sharding.is_equivalent_to(shape.sharding, real.ndim)
-    found = plan.plan_stage(config, "supcon", train.build_for, mesh, step=False)
+    found = plan.plan_stage(config, "supcon", mesh, step=False)
     assert found.parameters == sum(x.size for x in jax.tree.leaves(state.params))
 
 
 def test_parameters_of_a_frozen_encoder_are_not_trained(mesh_of):
     config = configuration.load("digits")
-    found = plan.plan_stage(config, "linear", train.build_for, mesh_of(1), step=False)
+    found = plan.plan_stage(config, "linear", mesh_of(1), step=False)
     assert found.trained == 64 * 10 + 10
     assert found.parameters == found.trained + 77_288
     assert sum(found.model.values()) == 0  # one device
@@ -318,14 +318,14 @@ def test_memory_is_what_the_process_grows_by():
 
 
 TPU = """
-from supcon_jax import config as configuration, plan, programs, train
+from supcon_jax import config as configuration, plan, programs, stages
 
 mesh = plan.make_mesh("v5e:2x4")
 for options in (dict(), dict(block_size=32), dict(exchange="ring"),
                 dict(exchange="ring", block_size=16)):
     config = configuration.load("digits")
     config.supcon.objective.update(options)
-    found = plan.plan_stage(config, "supcon", train.build_for, mesh, step=not options)
+    found = plan.plan_stage(config, "supcon", mesh, step=not options)
     sent = sum(one.bytes for one in found.loss.collectives)
     print(found.devices, found.loss.flops > 0, sent / found.model["features"])
     if not options:

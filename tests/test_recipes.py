@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from supcon_jax import config as configuration
-from supcon_jax import train
+from supcon_jax import stages
 from supcon_jax.data.sources import Source
 from supcon_jax.models.resnet import DEPTHS
 from supcon_jax.models.vit import SIZES
@@ -48,7 +48,7 @@ def data_of(config, size=None, classes=None):
     size = size or IMAGES.get(name, 50_000)
     shape = (config.data.load_size, config.data.load_size, config.data.channels)
     whole = split(size, classes or CLASSES.get(name, 10), shape)
-    return train.Data(whole, whole, whole, whole)
+    return stages.Data(whole, whole, whole, whole)
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def test_every_recipe_can_be_built_whole(file, recipe, mesh_of):
     data = data_of(config)
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
     for name in config.stages:
-        stage = train.build_stage(config, name, data, mesh_of(1))
+        stage = stages.build_stage(config, name, data, mesh_of(1))
         average = config[name].average > 0
         key, variables = jax.random.key(0), variables_of(stage.model, shape)
         create = partial(from_variables, stage.model, stage.tx, average=average)
@@ -122,11 +122,11 @@ def test_every_stage_trains_when_shrunk(file, recipe, name, mesh_of, monkeypatch
     monkeypatch.setitem(SIZES, "ti", SIZES["ti"]._replace(depth=2))
     config, mesh = shrunk(file, recipe), mesh_of(1)
     data = data_of(config, 32, 2)
-    stage = train.build_stage(config, name, data, mesh)
-    state, losses = train.create(stage, config, mesh, previous=None), []
+    stage = stages.build_stage(config, name, data, mesh)
+    state, losses = stages.create(stage, config, mesh, previous=None), []
     before = jax.tree.map(np.asarray, state.params)
     assert stage.steps == 2
-    for batch in train.batches(stage, 0, config, data.train, mesh):
+    for batch in stages.batches(stage, 0, config, data.train, mesh):
         state, metrics = stage.train_step(state, batch)
         losses.append(float(metrics["loss"]))
     assert len(losses) == 2 and np.isfinite(losses).all()

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from supcon_jax import objectives, parallel, steps
 from supcon_jax.data import policies
 from supcon_jax.models import Model, ResNet, make_head
-from supcon_jax.state import create_state, encoder_of
+from supcon_jax.state import create_state, encoder_of, skipping
 
 # No jitter: the digits have one channel, and its programs take long to compile.
 POLICY = policies.make_policy(
@@ -376,3 +376,23 @@ def test_mixed_images_are_trained_on_mixed_targets(x64, mesh_of, mix):
     hit = logits.argmax(-1)
     accuracy = share * (hit == labels[:, 0]) + (1 - share) * (hit == labels[:, 1])
     np.testing.assert_allclose(metrics["accuracy"], accuracy.mean(), rtol=1e-6)
+
+
+def test_step_without_a_finite_gradient_changes_nothing_but_its_number(mesh_of):
+    """Of three steps the second is poisoned: the same as two steps, but for the number."""
+    state, step = make(learning_rate=0.1, average=0.5)
+
+    def poisoned(keys, batch):
+        return wide_augment(keys, batch, views=2) * batch["factor"][:, None, None, None, None]
+
+    compiled = parallel.data_parallel(skipping(partial(step, augment=poisoned)), mesh_of(4))
+    now, seen = parallel.replicate(state, mesh_of(4)), []
+    for factor in (1.0, np.nan, 1.0):
+        factors = np.where(np.arange(32) == 5, factor, 1.0).astype(np.float32)  # one image
+        before = jax.tree.map(np.asarray, (now.params, now.batch_stats, now.opt_state, now.aux))
+        now, metrics = compiled(now, parallel.shard({**digits(32), "factor": factors}, mesh_of(4)))
+        after = (now.params, now.batch_stats, now.opt_state, now.aux)
+        moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, after)
+        seen.append((bool(np.isfinite(metrics["grad_norm"])), any(jax.tree.leaves(moved))))
+    assert seen == [(True, True), (False, False), (True, True)]
+    assert int(now.step) == 3

@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_image
 from state_dicts import state_dict_of
 
 from supcon_jax import config as configuration
-from supcon_jax import report, train
+from supcon_jax import parallel, report, stages, train
 from supcon_jax.checkpoints import Checkpoints
 from supcon_jax.logs import Recorder, read_metrics
 from supcon_jax.models import ResNet, load_torch_encoder
@@ -345,12 +345,12 @@ def test_command_trains_and_prints_the_table(tmp_path):
 def test_checkpoints_of_another_model_are_refused(finished):
     workdir, _ = finished
     config = small(model__width=0.125)
-    data, mesh = train.open_data(config), train.parallel.make_mesh()
-    stage = train.build_stage(config, "supcon", data, mesh)
+    data, mesh = stages.open_data(config), parallel.make_mesh()
+    stage = stages.build_stage(config, "supcon", data, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints" / "supcon", keep=2)
     said = []
     with pytest.raises(ValueError, match="no usable checkpoint"):
-        checkpoints.restore(train.create(stage, config, mesh, None), warn=said.append)
+        checkpoints.restore(stages.create(stage, config, mesh, None), warn=said.append)
     checkpoints.close()
     assert len(said) == 2
     assert "it is of another model" in said[0]

@@ -30,7 +30,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from sklearn.datasets import load_sample_image
 
 from supcon_jax import config as configuration
-from supcon_jax import parallel, train
+from supcon_jax import parallel, stages
 from supcon_jax.data import policies, randaugment
 from supcon_jax.data.sources import Source
 from supcon_jax.report import circumstances
@@ -230,9 +230,9 @@ def share_of_step(turns: int) -> dict[str, float | str]:
         "photographs", images, names, shape, lambda i: (pixels[i], labels[i]), lambda: labels
     )
     mesh = parallel.make_mesh(jax.devices()[:1])
-    stage = train.build_stage(config, "supcon", train.Data(source, source, source, source), mesh)
-    state = train.create(stage, config, mesh, None)
-    made = next(train.batches(stage, 0, config, source, mesh))
+    stage = stages.build_stage(config, "supcon", stages.Data(source, source, source, source), mesh)
+    state = stages.create(stage, config, mesh, None)
+    made = next(stages.batches(stage, 0, config, source, mesh))
     policy = policies.make_policy(size=config.data.image_size, **config.supcon.augment)
     options = dict(policies=[policy] * 2, mean=(0.5,) * 3, std=(0.5,) * 3)
     augment = jax.jit(partial(policies.make_views, **options))

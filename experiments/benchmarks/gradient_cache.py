@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from supcon_jax import config as configuration
-from supcon_jax import parallel, train
+from supcon_jax import parallel, stages
 from supcon_jax.data.sources import Source
 from supcon_jax.report import circumstances
 from supcon_jax.steps import forward
@@ -51,9 +51,9 @@ def step_of(options: argparse.Namespace, parts: int) -> tuple[Callable[[], Any],
     config.model.update(dtype=options.dtype, width=options.width)
     config.supcon.update(batch_size=options.batch, warmup_epochs=0.0, micro_batches=parts)
     source, mesh = random_images(options.batch), parallel.make_mesh(jax.devices()[:1])
-    stage = train.build_stage(config, "supcon", train.Data(source, source, source, source), mesh)
-    state = train.create(stage, config, mesh, None)
-    batch = next(train.batches(stage, 0, config, source, mesh))
+    stage = stages.build_stage(config, "supcon", stages.Data(source, source, source, source), mesh)
+    state = stages.create(stage, config, mesh, None)
+    batch = next(stages.batches(stage, 0, config, source, mesh))
     compiled = stage.train_step.lower(state, batch).compile()
 
     def step() -> Any:
@@ -69,7 +69,7 @@ def forward_of(options: argparse.Namespace) -> tuple[Callable[[], Any], float]:
     config = configuration.load("cifar10_resnet18")
     config.model.update(name=options.encoder, size="ti", patch=4, batch_norm="local")
     config.model.update(dtype=options.dtype, width=options.width)
-    model = train.build_model(config, "supcon", classes=10)
+    model = stages.build_model(config, "supcon", classes=10)
     views = jax.random.uniform(jax.random.key(0), (options.batch, 2, 32, 32, 3))
     variables = jax.jit(partial(model.init, train=False))(
         jax.random.key(1), jnp.zeros_like(views[0])

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional
 
 from supcon_jax import config as configuration
-from supcon_jax import parallel, train
+from supcon_jax import parallel, stages
 from supcon_jax.data.sources import Source
 from supcon_jax.report import circumstances
 
@@ -109,9 +109,9 @@ def jax_loop(batch: int, dtype: str) -> Callable[[], None]:
         "random", len(labels), names, (32, 32, 3), lambda i: (images[i], labels[i]), lambda: labels
     )
     mesh = parallel.make_mesh(jax.devices()[:1])
-    stage = train.build_stage(config, "supcon", train.Data(source, source, source, source), mesh)
-    state = train.create(stage, config, mesh, None)
-    batches = train.batches(stage, 0, config, source, mesh)
+    stage = stages.build_stage(config, "supcon", stages.Data(source, source, source, source), mesh)
+    state = stages.create(stage, config, mesh, None)
+    batches = stages.batches(stage, 0, config, source, mesh)
 
     def step() -> None:
         nonlocal state

@@ -17,7 +17,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import jax
 
 from supcon_jax import config as configuration
-from supcon_jax import parallel, plan, train
+from supcon_jax import parallel, plan
 from supcon_jax.programs import Figures, sent_by_kind
 from supcon_jax.report import circumstances
 
@@ -33,7 +33,7 @@ def measure(devices: int, form: str) -> dict[str, Any]:
     config = configuration.load("digits")
     config.supcon.objective.exchange, config.model.batch_norm = FORMS[form]
     mesh = parallel.make_mesh(jax.devices()[:devices])
-    found = plan.plan_stage(config, "supcon", train.build_for, mesh)
+    found = plan.plan_stage(config, "supcon", mesh)
     assert isinstance(found.step, Figures)
     sent = sent_by_kind(one for one in found.step.collectives if not one.branch)
     reduced = sent.pop("all-reduce")[1]

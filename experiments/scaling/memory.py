@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from supcon_jax import config as configuration
-from supcon_jax import plan, train
+from supcon_jax import plan, stages
 from supcon_jax.report import circumstances
 
 
@@ -40,14 +40,14 @@ def main() -> None:
     config.supcon.batch_size = options.batch
     mesh = plan.make_mesh("")
     source = plan.stand_in(config, options.batch)
-    stage = train.build_for(config, "supcon", source, mesh)
+    stage = stages.build_stage(config, "supcon", stages.Data(*[source] * 4), mesh)
     image = (config.data.image_size, config.data.image_size, config.data.channels)
     average = config.supcon.average > 0
     shapes = (
         plan.abstract_state(stage.model, stage.tx, image, average, mesh),
         plan.abstract_batch(config, "supcon", source, mesh),
     )
-    planned = plan.plan_stage(config, "supcon", train.build_for, mesh).peak
+    planned = plan.plan_stage(config, "supcon", mesh).peak
     step = stage.train_step.lower(*shapes).compile()
     placed = jax.tree.map(lambda x: x.sharding, shapes)
     make = jax.jit(lambda: jax.tree.map(zeros, shapes), out_shardings=placed).lower().compile()

@@ -31,7 +31,7 @@ KEY = ("topology", "config", "batch", "exchange", "block_size", "remat", "loss_o
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Compile one case; sizes are of one chip, in bytes, and of one step."""
     from supcon_jax import config as configuration
-    from supcon_jax import plan, train
+    from supcon_jax import plan
 
     config = configuration.load(case["config"])
     name = config.stages[0]
@@ -42,7 +42,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         stage.objective.update(exchange=case["exchange"], block_size=case["block_size"])
     mesh = plan.make_mesh(case["topology"])
     start = time.perf_counter()
-    found = plan.plan_stage(config, name, train.build_for, mesh, step=not case["loss_only"])
+    found = plan.plan_stage(config, name, mesh, step=not case["loss_only"])
     seconds = time.perf_counter() - start
     programs = {"step": found.step, "loss": found.loss}
     return {

@@ -1,0 +1,253 @@
+"""From a configuration to what runs: the data, and the model, optimizer and steps of each stage."""
+
+import os
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from supcon_jax import config as configuration
+from supcon_jax import parallel
+from supcon_jax.data import pipeline, policies
+from supcon_jax.data.selection import select
+from supcon_jax.data.sources import Source, hold_out, open_source, subset
+from supcon_jax.data.streaming import stream
+from supcon_jax.logs import warn
+from supcon_jax.models import Model, make_encoder, make_head
+from supcon_jax.models.torch_weights import load_torch_encoder
+from supcon_jax.objectives import INDEPENDENT, OBJECTIVES
+from supcon_jax.optimizers import make_optimizer, make_schedule
+from supcon_jax.state import TrainState, create_state, encoder_of, skipping
+from supcon_jax.steps import eval_step, train_step
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of a run."""
+
+    train: Source
+    heldout: Source  # training images that are looked at during training, perhaps none
+    references: Source  # training images that the k-NN compares with
+    test: Source
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage of the recipe consists of, built from its configuration."""
+
+    name: str
+    model: Model
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    steps: int
+    steps_per_epoch: int
+    images_per_step: int  # views of images, that is passes through the encoder
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    eval_step: Callable[..., dict[str, jax.Array]]
+
+
+def open_data(config: ConfigDict) -> Data:
+    """The splits that a configuration names, checked against it."""
+    read = partial(
+        open_source,
+        config.data.source,
+        name=config.data.name,
+        directory=config.data.dir,
+        load_size=config.data.load_size,
+        channels=config.data.channels,
+        memory_limit_gb=config.data.memory_limit_gb,
+    )
+    whole, test = read(config.data.train_split), read(config.data.test_split)
+    if whole.class_names != test.class_names:
+        differing = sorted(set(whole.class_names) ^ set(test.class_names))
+        raise ValueError(
+            f"{whole.name} and {test.name} must have the same classes; only one of them has "
+            f"{', '.join(differing[:5])}"
+        )
+    train, heldout = hold_out(whole, config.data.holdout)
+    train = select(
+        train,
+        fraction=config.data.fraction,
+        per_class=config.data.per_class,
+        imbalance=config.data.imbalance,
+        label_noise=config.data.label_noise,
+    )
+    chosen = np.random.RandomState(0).permutation(train.size)[: config.evaluation.references]
+    return Data(train, heldout, subset(train, np.sort(chosen), "references"), test)
+
+
+def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
+    """Model, optimizer, objective and the two compiled steps of a stage."""
+    stage = config[name]
+    _check_batch_size(name, stage.batch_size, stage.micro_batches, data.train, mesh)
+    if stage.samples_per_class:
+        sizes = {"batch_size": stage.batch_size, "samples_per_class": stage.samples_per_class}
+        if warning := pipeline.check_balance(data.train, **sizes):
+            warn(warning)
+    model = build_model(config, name, classes=len(data.train.class_names))
+    steps_per_epoch = data.train.size // stage.batch_size
+    steps = max(1, round(stage.epochs * steps_per_epoch))
+    schedule = build_schedule(stage, steps, steps_per_epoch)
+    tx = make_optimizer(schedule=schedule, **stage.optimizer)
+    pixels: dict[str, Any] = {"mean": tuple(config.data.mean), "std": tuple(config.data.std)}
+    policy = policies.make_policy(
+        size=config.data.image_size, host_crop=data.train.read is not None, **stage.augment
+    )
+    augment = partial(policies.make_views, policies=[policy] * stage.views, mix=stage.mix, **pixels)
+    objective = {field: value for field, value in stage.objective.items() if field != "name"}
+    training: Callable = partial(
+        train_step,
+        model=model,
+        tx=tx,
+        objective=partial(OBJECTIVES[stage.objective.name], axis_name=parallel.AXIS, **objective),
+        augment=augment,
+        loss_scale=stage.loss_scale,
+        micro_batches=stage.micro_batches,
+        independent=stage.objective.name in INDEPENDENT,
+        average=stage.average,
+        log_every=config.log.every_steps,
+        axis_name=parallel.AXIS,
+    )
+    training = skipping(training) if stage.skip_nonfinite else training
+    preprocess = partial(policies.center_crop, size=config.data.image_size, **pixels)
+    evaluation = partial(eval_step, model=model, preprocess=preprocess)
+    return Stage(
+        name=name,
+        model=model,
+        tx=tx,
+        schedule=schedule,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        images_per_step=stage.batch_size * stage.views,
+        train_step=parallel.data_parallel(training, mesh),
+        eval_step=parallel.data_parallel_eval(evaluation, mesh),
+    )
+
+
+def build_model(config: ConfigDict, name: str, classes: int) -> Model:
+    """The encoder of all stages with the head of one of them."""
+    options = config.model.to_dict()
+    dtype, batch_norm = options.pop("dtype"), options.pop("batch_norm")
+    normalize, _ = options.pop("normalize"), options.pop("weights")
+    shared: dict[str, Any] = {
+        "dtype": None if dtype == "float32" else dtype,
+        "axis_name": parallel.AXIS if batch_norm == "global" else None,
+    }
+    encoder = make_encoder(**options, **shared)
+    if config.data.image_size < encoder.stride:
+        raise ValueError(
+            f"config.data.image_size={config.data.image_size} is too small for this encoder, which "
+            f"needs {encoder.stride} pixels; use larger images, --config.model.stem=cifar (8 "
+            "pixels) or a smaller --config.model.patch"
+        )
+    head = make_head(**config[name].head, classes=classes, **shared)
+    return Model(encoder, head, normalize=normalize, frozen=tuple(config[name].frozen))
+
+
+def build_schedule(stage: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate of a stage, with its lengths in epochs turned into steps."""
+    options = stage.schedule.to_dict()
+    return make_schedule(
+        steps=steps,
+        warmup_steps=round(stage.warmup_epochs * steps_per_epoch),
+        decay_steps=options.pop("decay_epochs") * steps_per_epoch,
+        boundaries=tuple(round(b * steps_per_epoch) for b in options.pop("boundaries")),
+        **options,
+    )
+
+
+def create(stage: Stage, config: ConfigDict, mesh: Mesh, previous: TrainState | None) -> TrainState:
+    """The state that a stage starts from, on all devices."""
+    key = jax.random.fold_in(jax.random.key(config.seed), configuration.STAGES.index(stage.name))
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    encoder: Mapping[str, Any] | None = None
+    if previous is not None and config[stage.name].start_from == "previous":
+        encoder = jax.tree.map(np.asarray, encoder_of(previous))
+    elif config.model.weights:
+        encoder = load_torch_encoder(config.model.weights, stage.model.encoder)
+    average = config[stage.name].average > 0
+    state = create_state(stage.model, stage.tx, key, shape, encoder, average)
+    return parallel.replicate(state, mesh)
+
+
+def _check_batch_size(
+    name: str, batch_size: int, micro_batches: int, train: Source, mesh: Mesh
+) -> None:
+    if batch_size > train.size:
+        raise ValueError(
+            f"config.{name}.batch_size={batch_size} is larger than the {train.size} training "
+            f"images of {train.name}; set it to {train.size // mesh.size * mesh.size} or less"
+        )
+    parts = mesh.size * micro_batches
+    if batch_size % parts:
+        times = f" times {micro_batches} micro-batches" if micro_batches > 1 else ""
+        raise ValueError(
+            f"config.{name}.batch_size={batch_size} must be a multiple of the {mesh.size} devices"
+            f"{times}, such as {-(-batch_size // parts) * parts}"
+        )
+
+
+def batches(
+    stage: Stage, start: int, config: ConfigDict, source: Source, mesh: Mesh
+) -> Generator[dict[str, jax.Array]]:
+    """The global batches of a stage from a step on, split over the devices."""
+    of_stage = config[stage.name]
+    options: dict[str, Any] = {
+        "seed": config.seed,
+        "stage": stage.name,
+        "batch_size": of_stage.batch_size,
+        "samples_per_class": of_stage.samples_per_class,
+        "mix_alpha": of_stage.mix_alpha if of_stage.mix != "none" else 0.0,
+    }
+    numbers = range(start, stage.steps)
+    places = parallel.local_places(of_stage.batch_size, mesh)
+    if source.read is None:
+        made = (pipeline.training_batch(source, k, places=places, **options) for k in numbers)
+    else:
+        made = streamed_batches(source, numbers, places, config, of_stage, options)
+    with closing(made):
+        for batch in made:
+            yield parallel.shard(batch, mesh)
+
+
+def streamed_batches(
+    source: Source,
+    numbers: range,
+    places: np.ndarray,
+    config: ConfigDict,
+    stage: ConfigDict,
+    options: dict[str, Any],
+) -> Generator[pipeline.Batch]:
+    """Batches with random crops of `data.image_size`, made while the images are decoded."""
+    by_class = pipeline.images_by_class(source) if options["samples_per_class"] else ()
+    indices_of = partial(pipeline.stored_indices, size=source.size, by_class=by_class, **options)
+    alpha, draws = options["mix_alpha"], {name: options[name] for name in ("seed", "stage")}
+    made = stream(
+        source,
+        start=numbers.start,
+        stop=numbers.stop,
+        batch_size=stage.batch_size,
+        views=stage.views,
+        size=config.data.image_size,
+        channels=config.data.channels,
+        area=tuple(stage.augment.crop_area),
+        ratio=tuple(stage.augment.crop_ratio),
+        workers=config.data.workers if config.data.workers >= 0 else os.cpu_count() or 1,
+        on_error=config.data.on_error,
+        places=places,
+        indices_of=indices_of,
+        **draws,
+    )
+    with closing(made):
+        for k, batch in zip(numbers, made, strict=True):
+            if alpha:
+                share = pipeline.mixing(stage.batch_size, k, alpha=alpha, **draws)[1]
+                batch["share"] = share[places]
+            yield batch
