@@ -307,7 +307,8 @@ def main(argv: list[str]) -> None:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        _fail(MemoryError(f"{str(error).splitlines()[0][:200]}. {TOO_LARGE}"), _DEBUG.value)
+        first = str(error).splitlines()[0][:200].rstrip(".")
+        _fail(MemoryError(f"{first}. {TOO_LARGE}"), _DEBUG.value)
     except Stopped as stopped:
         warn(f"{stopped}; the same command goes on from the last checkpoint")
         sys.exit(128 + stopped.number)
@@ -317,7 +318,7 @@ def _keep_compiled_programs() -> None:
     """On disk, so that a run that is started again does not compile again; one folder for each kind
     of CPU, because the key of a program does not tell them apart.
     """
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         file = Path("/proc/cpuinfo")
         lines = file.read_text().splitlines() if file.exists() else [platform.processor()]
         features = next(
