@@ -264,6 +264,16 @@ def test_disk_that_is_full_leaves_the_earlier_checkpoint(whole, tmp_path):
 
 
 @pytest.mark.slow
+def test_too_little_memory_is_told_in_one_line(tmp_path):
+    """Batches of the evaluation that need 8 GB where the process may have 5."""
+    large = ("--gigabytes", "5", "--config.evaluation.batch_size=4000000")
+    out = run(tmp_path, *large, status=1, devices=1)
+    assert out.splitlines()[-1].startswith("error: RESOURCE_EXHAUSTED: Out of memory allocating ")
+    assert "--plan --memory_gb=GB tells what fits" in out.splitlines()[-1]
+    assert "Traceback" not in out
+
+
+@pytest.mark.slow
 def test_flipped_bits_never_reach_a_run(whole, tmp_path):
     """100 flips anywhere in the newest checkpoint: the one before is used, or nothing changed."""
     from supcon_jax import config as configuration

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -297,13 +298,14 @@ def test_workdir_that_cannot_be_written(tmp_path):
         train.train_and_evaluate(small(), blocked / "run")
 
 
-def command(*arguments):
+def command(*arguments, env=None):
     return subprocess.run(
         [sys.executable, "-m", "supcon_jax.train", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
         check=False,
+        env=env,
     )
 
 
@@ -331,12 +333,17 @@ def test_command_says_what_is_wrong_in_one_line(arguments, message, tmp_path):
 
 @pytest.mark.slow
 def test_command_trains_and_prints_the_table(tmp_path):
+    """And keeps its compiled programs."""
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "caches")}
+    del env["JAX_COMPILATION_CACHE_DIR"]
     done = command(
         "--config=digits", f"--workdir={tmp_path}/w", "--config.supcon.epochs=1",
         "--config.supcon.warmup_epochs=0", "--config.linear.epochs=2",
         "--config.model.width=0.0625",
+        env=env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert any(tmp_path.glob("caches/supcon_jax/*/jit_train_step*"))
     header = ["run", "top-1", "k-NN", "passes", "time", "images/s"]
     assert done.stdout.splitlines()[0].split() == header
     assert all(len(line) <= 80 for line in done.stdout.splitlines() + done.stderr.splitlines())

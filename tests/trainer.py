@@ -1,6 +1,7 @@
 """The training command, but with a death, a full disk or float64 on the way.
 
-python tests/trainer.py [--die POINT[:CALL[:MILLISECONDS]]] [--full SAVE] [--float64] FLAGS
+python tests/trainer.py [--die POINT[:CALL[:MILLISECONDS]]] [--full SAVE] [--gigabytes N]
+    [--float64] FLAGS OF THE COMMAND
 """
 
 import argparse
@@ -92,11 +93,15 @@ def main():
     parser.add_argument("--die", default="")
     parser.add_argument("--float64", action="store_true")
     parser.add_argument("--full", type=int, default=0)
+    parser.add_argument("--gigabytes", type=float, default=0)
     options, flags = parser.parse_known_args()
     if options.float64:
         in_float64()
     if not options.die.startswith("pictures"):
         train.report.draw = lambda workdirs, out: []  # t-SNE takes longer than the training here
+    if options.gigabytes:
+        limit = int(options.gigabytes * 1e9)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     if options.full:
         fill_disk(options.full)
     if options.die:
