@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, moved to other processes, or find their files damaged."""
 
+import gc
 import os
 import random
 import shutil
@@ -15,6 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from supcon_jax import config as configuration
+from supcon_jax import parallel, stages
+from supcon_jax.checkpoints import Checkpoints, leaves
 from supcon_jax.logs import read_metrics
 
 TRAINER = Path(__file__).with_name("trainer.py")
@@ -258,7 +262,8 @@ def test_disk_that_is_full_leaves_the_earlier_checkpoint(whole, tmp_path):
     line = out.splitlines()[-1]
     assert line.startswith(f"error: cannot write a checkpoint to {tmp_path}/checkpoints/supcon: ")
     assert line.endswith("make room, and the same command goes on from the newest of them")
-    assert {p.name for p in (tmp_path / "checkpoints/supcon/last").glob("[0-9]*[0-9]")} == {"5"}
+    kept = (tmp_path / "checkpoints/supcon/last").iterdir()
+    assert {p.name for p in kept if p.name.isdigit()} == {"5"}
     run(tmp_path, *LONGER)
     assert_same_run(tmp_path, whole)
 
@@ -274,26 +279,23 @@ def test_too_little_memory_is_told_in_one_line(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's
 def test_flipped_bits_never_reach_a_run(whole, tmp_path):
-    """100 flips anywhere in the newest checkpoint: the one before is used, or nothing changed."""
-    from supcon_jax import config as configuration
-    from supcon_jax import parallel, stages
-    from supcon_jax.checkpoints import Checkpoints
-
+    """100 flips anywhere in the newest checkpoint: the one before is used, or the flip is in bytes
+    that are not read, and the state the same.
+    """
     config = configuration.load("digits")
     config.update_from_flattened_dict(SMALL)
     mesh = parallel.make_mesh()
     stage = stages.build_stage(config, "supcon", stages.open_data(config), mesh)
     like = stages.create(stage, config, mesh, None)
-    expected = arrays(whole, "supcon")
     rng, noticed = random.Random(1), 0
-    folder = whole / "checkpoints" / "supcon"
+    expected = leaves(Checkpoints(whole / "checkpoints" / "supcon", keep=2).restore(like))
     for _ in range(100):
         copy = tmp_path / "supcon"
-        shutil.copytree(folder, copy)
+        shutil.copytree(whole / "checkpoints" / "supcon", copy)
         files = [p for p in (copy / "last" / "20").rglob("*") if p.is_file()]
-        sizes = [p.stat().st_size for p in files]
-        (file,) = rng.choices(files, sizes)
+        (file,) = rng.choices(files, [p.stat().st_size for p in files])
         data = bytearray(file.read_bytes())
         place = rng.randrange(len(data))
         data[place] ^= 1 << rng.randrange(8)
@@ -301,13 +303,12 @@ def test_flipped_bits_never_reach_a_run(whole, tmp_path):
         checkpoints, said = Checkpoints(copy, keep=2), []
         restored = checkpoints.restore(like, warn=said.append)
         checkpoints.close()
-        noticed += bool(said)
-        where = f"{file.relative_to(copy)} byte {place}"
         if said:
-            assert int(restored.step) == 15 and "last/20 is not usable" in said[0], where
+            noticed += 1
+            assert int(restored.step) == 15 and "last/20 is not usable" in said[0]
         else:
-            flat = jax.tree_util.tree_leaves_with_path(restored)
-            assert len(flat) == len(expected), where
-            assert int(restored.step) == 20, where
+            assert leaves(restored) == expected, f"{file.relative_to(copy)} byte {place}"
         shutil.rmtree(copy)
-    print(f"{noticed} of 100 noticed")
+    gc.collect()
+    print(f"{noticed} of 100 flips noticed; the others were in bytes that are not read")
+    assert noticed > 20

@@ -16,6 +16,7 @@ from absl import app
 
 from supcon_jax import parallel, train
 from supcon_jax.checkpoints import Checkpoints
+from supcon_jax.data import policies
 from supcon_jax.logs import Logs, Recorder
 
 POINTS = {  # name: the method whose call is the moment, and whether to die after it or before
@@ -74,8 +75,8 @@ def fill_disk(save):
 def in_float64():
     """Everything but the images in float64, so that sums in another order differ by 1e-15."""
     jax.config.update("jax_enable_x64", True)
-    create, make_views = train.create, train.policies.make_views
-    center_crop = train.policies.center_crop
+    create, make_views = train.create, policies.make_views
+    center_crop = policies.center_crop
 
     def wide(tree):
         return jax.tree.map(lambda x: x.astype("float64") if x.dtype == jnp.float32 else x, tree)
@@ -84,8 +85,8 @@ def in_float64():
         return parallel.replicate(wide(create(stage, config, mesh, previous)), mesh)
 
     train.create = create_wide
-    train.policies.make_views = lambda *a, **k: make_views(*a, **k).astype(jnp.float64)
-    train.policies.center_crop = lambda *a, **k: center_crop(*a, **k).astype(jnp.float64)
+    policies.make_views = lambda *a, **k: make_views(*a, **k).astype(jnp.float64)
+    policies.center_crop = lambda *a, **k: center_crop(*a, **k).astype(jnp.float64)
 
 
 def main():
