@@ -294,9 +294,9 @@ def main(argv: list[str]) -> None:
         if _PLAN.value or _TOPOLOGY.value or _MEMORY.value:  # each asks for a plan
             print(plan.report(flags.FLAGS.config, _TOPOLOGY.value, _MEMORY.value))
             return
-        if _DISTRIBUTED.value or _COORDINATOR.value:
-            places = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-            parallel.start_processes(*places)
+        place = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        if _DISTRIBUTED.value or place != (None, None, None):
+            parallel.start_processes(*place)
         train_and_evaluate(
             flags.FLAGS.config, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value
         )
@@ -312,6 +312,8 @@ def main(argv: list[str]) -> None:
     except Stopped as stopped:
         warn(f"{stopped}; the same command goes on from the last checkpoint")
         sys.exit(128 + stopped.number)
+    except KeyboardInterrupt:  # of one of several processes
+        sys.exit("interrupted; the same command goes on from the last checkpoint")
 
 
 def _keep_compiled_programs() -> None:

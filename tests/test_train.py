@@ -318,6 +318,8 @@ def command(*arguments, env=None):
          "not convert string to float"),
         (["--config=digits", "--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
         (["--config=digits", "extra"], "error: not understood: extra"),
+        (["--config=digits", "--process_id=0"], "error: cannot start the processes of the run: "
+         "coordinator_address should be defined. Outside of SLURM"),
         (["--config=digts"], "did you mean 'digits'?"),
         ([], "error: no --config, such as --config configs/digits.py"),
     ],
