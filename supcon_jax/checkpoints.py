@@ -156,9 +156,12 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Tra
 
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
+    # Several processes meet at barriers; without names of their own, two managers that write at
+    # the same time meet at each other's.
+    names = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.name)
     return ocp.CheckpointManager(
         directory.absolute(),
         options=ocp.CheckpointManagerOptions(
-            create=True, cleanup_tmp_directories=True, step_prefix=None, **options
+            create=True, cleanup_tmp_directories=True, multiprocessing_options=names, **options
         ),
     )
