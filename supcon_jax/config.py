@@ -201,6 +201,11 @@ def _stage(
         samples_per_class=0,  # of every class in a batch, all classes equally often; 0: as drawn
         mix="none",  # mixup or cutmix of two images and their labels, for cross_entropy only
         mix_alpha=1.0,  # of the Beta distribution of the first image's share
+        queue=dict(
+            size=0,  # features of a momentum encoder that are contrasted with too; 0: none
+            momentum=0.999,  # share of that encoder that stays at each step
+            from_epoch=0.0,  # from which on features are kept: the encoder moves fast at first
+        ),
         average=0.0,  # decay of a moving average of the parameters, which is evaluated; 0: none
         skip_nonfinite=0,  # steps in a row without a finite gradient that are left out; 0: stop
         loss_scale=1.0,  # factor on the loss for the gradient; the logged loss is without it
@@ -338,6 +343,8 @@ def _check_stage(name: str, stage: ConfigDict) -> None:
     _check_mix(name, stage)
     if stage.objective.name == "contrastive":
         _check_contrastive(name, stage)
+    if stage.queue.size != 0:
+        _check_queue(name, stage)
 
 
 def _check_contrastive(name: str, stage: ConfigDict) -> None:
@@ -350,6 +357,24 @@ def _check_contrastive(name: str, stage: ConfigDict) -> None:
     _require(size >= 0, f"{name}.objective.block_size", "0 or more", size)
     init = stage.head.kernel_init
     _require(init != "zeros", f"{name}.head.kernel_init", "other than zeros, which stay so", init)
+
+
+def _check_queue(name: str, stage: ConfigDict) -> None:
+    queue, objective = stage.queue, stage.objective
+    contrastive = objective.name == "contrastive" and stage.views >= 2
+    expected = "0 but for a contrastive stage with two views or more"
+    _require(contrastive, f"{name}.queue.size", expected, queue.size)
+    keys = stage.batch_size * (stage.views - 1)
+    expected = f"0, or at least the {keys} features that a batch adds"
+    _require(queue.size >= keys, f"{name}.queue.size", expected, queue.size)
+    _require(0 <= queue.momentum < 1, f"{name}.queue.momentum", "from 0 to below 1", queue.momentum)
+    _require(queue.from_epoch >= 0, f"{name}.queue.from_epoch", "0 or more", queue.from_epoch)
+    expected = "one beside a queue: the other views have no gradient"
+    mode = objective.contrast_mode
+    _require(mode == "one", f"{name}.objective.contrast_mode", expected, mode)
+    expected = "-1 beside a queue, whose positives all count"
+    cap = objective.positives_cap
+    _require(cap == -1, f"{name}.objective.positives_cap", expected, cap)
 
 
 def _check_mix(name: str, stage: ConfigDict) -> None:

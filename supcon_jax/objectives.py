@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from supcon_jax import losses
+from supcon_jax import losses, momentum
 from supcon_jax.losses.arguments import BlockSize
 from supcon_jax.losses.pairs import ContrastMode, DenominatorMode, Exchange
 
@@ -44,7 +44,7 @@ def contrastive(
     Args:
       outputs: `[b, v, k]`, normalised.
       batch: with "label" `[b]`.
-      aux: not used.
+      aux: the state's; its "queue", where there is one, is contrasted with too, see `momentum`.
       loss: name in `LOSSES`.
       use_labels: False drops the labels (SimCLR).
       temperature: see `losses.supcon_loss`.
@@ -58,12 +58,13 @@ def contrastive(
     Returns:
       Losses `[b]`; weights `[b]`, 0 where there is no positive; and the metrics that make the loss
       readable: `collapsed` (its value for a collapsed encoder), `floor`, `excess` over the floor,
-      `contrastive_accuracy` (but for a ring, which has no global features) and, with labels,
-      `lonely` (share of samples without a positive from another sample).
+      `contrastive_accuracy` (in the batch; not for a ring, which has no global features), with
+      labels `lonely` (share of samples without a positive from another one) and `queue_filled`.
     """
     labels = batch["label"] if use_labels else None
     cap = None if positives_cap < 0 else positives_cap
     blocks: BlockSize = block_size or "auto"
+    queue = momentum.rows(aux["queue"]) if "queue" in aux else None
     values = LOSSES[loss](
         outputs,
         labels,
@@ -71,14 +72,16 @@ def contrastive(
         contrast_mode=contrast_mode,
         denominator_mode=denominator_mode,
         positives_cap=cap,
+        queue=queue,
         exchange=exchange,
         block_size=blocks,
         axis_name=axis_name,
     )
-    count = partial(losses.num_positives, outputs, labels, axis_name=axis_name)
+    count = partial(losses.num_positives, outputs, labels, queue=queue, axis_name=axis_name)
     positives, same = count(positives_cap=cap), count()
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     others = devices * outputs.shape[0] * outputs.shape[1] - 1 - (same - positives)
+    others = others if queue is None else others + queue[2].sum()
     weights = (positives > 0).astype(values.dtype)
     metrics = {"collapsed": losses.uniform_value(positives, others, denominator_mode)}
     if exchange == "gather":
@@ -89,6 +92,8 @@ def contrastive(
         metrics["floor"] = losses.floor(positives, denominator_mode)
         metrics["excess"] = losses.excess(values, positives, denominator_mode)
     weighted = {name: (value, weights) for name, value in metrics.items()}
+    if queue is not None:
+        weighted["queue_filled"] = (jnp.full_like(weights, queue[2].mean()), jnp.ones_like(weights))
     if use_labels:
         lonely = (same == outputs.shape[1] - 1).astype(values.dtype)
         weighted["lonely"] = (lonely, jnp.ones_like(lonely))
@@ -106,12 +111,12 @@ def cross_entropy(
     """Softmax cross-entropy, the mean over the views.
 
     Args:
-      outputs: logits `[b, v, classes]`.
+      outputs: logits `[b, v, classes]`; every example stands alone.
       batch: with "label" `[b]`; or, of mixed images, "label" `[b, 2]` and "share" `[b]` of the
         first, whose targets are mixed in the same way.
       aux: not used.
       label_smoothing: share of the target spread evenly over all classes.
-      axis_name: not used; every example stands alone.
+      axis_name: not used.
 
     Returns:
       Losses `[b]`, weights (ones) `[b]`, and the metric `accuracy` (share of the target that the

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from supcon_jax import config as configuration
-from supcon_jax import parallel
+from supcon_jax import momentum, parallel
 from supcon_jax.data import pipeline, policies
 from supcon_jax.data.selection import select
 from supcon_jax.data.sources import Source, hold_out, open_source, subset
@@ -112,6 +112,7 @@ def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
         micro_batches=stage.micro_batches,
         independent=stage.objective.name in INDEPENDENT,
         average=stage.average,
+        follow=_follow(stage, steps_per_epoch),
         log_every=config.log.every_steps,
         axis_name=parallel.AXIS,
     )
@@ -172,9 +173,20 @@ def create(stage: Stage, config: ConfigDict, mesh: Mesh, previous: TrainState | 
         encoder = jax.tree.map(np.asarray, encoder_of(previous))
     elif config.model.weights:
         encoder = load_torch_encoder(config.model.weights, stage.model.encoder)
-    average = config[stage.name].average > 0
-    state = create_state(stage.model, stage.tx, key, shape, encoder, average)
+    of_stage = config[stage.name]
+    size = of_stage.queue.size
+    queue = (size, of_stage.head.layers[-1]) if size else None
+    average = of_stage.average > 0
+    state = create_state(stage.model, stage.tx, key, shape, encoder, average, queue)
     return parallel.replicate(state, mesh)
+
+
+def _follow(stage: ConfigDict, steps_per_epoch: int) -> Callable[..., dict[str, Any]] | None:
+    """The rule of the momentum encoder, where the stage has one."""
+    if not stage.queue.size:
+        return None
+    keep_from = round(stage.queue.from_epoch * steps_per_epoch)
+    return partial(momentum.follow, decay=stage.queue.momentum, keep_from=keep_from)
 
 
 def _check_batch_size(

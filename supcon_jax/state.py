@@ -9,6 +9,7 @@ import jax
 import optax
 from jaxtyping import Array, Key, PyTree
 
+from supcon_jax import momentum
 from supcon_jax.models import Model
 
 
@@ -25,7 +26,7 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: optimizer state of `params`.
       key: random key that all randomness of the stage comes from.
       aux: what else is carried from step to step: "average", the moving average of `params`, where
-        a stage keeps one.
+        a stage keeps one; "momentum" and "queue", see `momentum`, where it has them.
     """
 
     step: PyTree
@@ -49,6 +50,7 @@ def create_state(
     image_shape: tuple[int, int, int],
     encoder: Mapping[str, Any] | None = None,
     average: bool = False,
+    queue: tuple[int, int] | None = None,
 ) -> TrainState:
     """A fresh state, with the encoder of an earlier stage (or of a file) where one is given.
 
@@ -59,6 +61,7 @@ def create_state(
       image_shape: height, width and channels of a view.
       encoder: "params" and "batch_stats" of the encoder to start from, see `encoder_of`, or None.
       average: keep a moving average of the trainable parameters.
+      queue: size and dimension of a queue, which comes with a momentum encoder, or None.
 
     Returns:
       The state at step 0.
@@ -71,7 +74,7 @@ def create_state(
     options = {"xla_backend_optimization_level": 0}
     initialize = jax.jit(partial(model.init, train=False), compiler_options=options)
     variables = initialize(init_key, jax.numpy.zeros((1, *image_shape)))
-    return from_variables(model, tx, variables, stage_key, encoder, average)
+    return from_variables(model, tx, variables, stage_key, encoder, average, queue)
 
 
 def from_variables(
@@ -81,6 +84,7 @@ def from_variables(
     key: Key[Array, ""],
     encoder: Mapping[str, Any] | None = None,
     average: bool = False,
+    queue: tuple[int, int] | None = None,
 ) -> TrainState:
     """The state at step 0 with the variables of `model.init`; see `create_state`."""
     params = dict(variables["params"])
@@ -91,6 +95,7 @@ def from_variables(
         if encoder["batch_stats"]:
             batch_stats["encoder"] = encoder["batch_stats"]
     trainable = {name: part for name, part in params.items() if name not in model.frozen}
+    aux = {"average": jax.tree.map(jax.numpy.copy, trainable)} if average else {}
     return TrainState(
         step=jax.numpy.zeros((), jax.numpy.int32),
         params=trainable,
@@ -98,7 +103,7 @@ def from_variables(
         batch_stats=batch_stats,
         opt_state=tx.init(trainable),
         key=key,
-        aux={"average": jax.tree.map(jax.numpy.copy, trainable)} if average else {},
+        aux=aux if queue is None else {**aux, **momentum.start(trainable, *queue)},
     )
 
 

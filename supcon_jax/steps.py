@@ -32,6 +32,7 @@ def train_step(
     micro_batches: int = 1,
     independent: bool = False,
     average: float = 0.0,
+    follow: Callable[..., dict[str, Any]] | None = None,
     log_every: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
@@ -49,6 +50,8 @@ def train_step(
       micro_batches: parts of the batch whose activations are held one after the other.
       independent: the objective's examples do not see each other, see `micro_batches.gradient_of`.
       average: decay of the moving average of the parameters, 0 for none.
+      follow: rule of the momentum encoder and its queue, see `momentum.follow`; the views after
+        the first pass through that encoder. None: no such encoder.
       log_every: the objective's metrics are computed at these steps only, and are 0 at others.
       axis_name: mapped axis that the batch is split over, or None.
 
@@ -64,7 +67,12 @@ def train_step(
     def encode(params: PyTree, batch_stats: PyTree, part: Batch) -> tuple[Array, PyTree]:
         views = augment(example_keys(state, part["position"]), part)
         variables = {"params": merge(params, state.frozen), "batch_stats": batch_stats}
-        return forward(model, variables, views)
+        if follow is None:
+            return forward(model, variables, views)
+        queries, batch_stats = forward(model, variables, views[:, :1])
+        variables["params"] = merge(state.aux["momentum"], state.frozen)
+        keys, _ = forward(model, variables, views[:, 1:])
+        return jnp.concatenate([queries, jax.lax.stop_gradient(keys)], 1), batch_stats
 
     def scaled_loss(outputs: Array, part: Batch) -> tuple[Array, Array]:
         losses, weights, _ = objective(outputs, part, state.aux)
@@ -81,6 +89,8 @@ def train_step(
     params, aux = optax.apply_updates(state.params, updates), state.aux
     if average:
         aux = {**aux, "average": update_average(aux["average"], params, average)}
+    if follow is not None:
+        aux = follow(aux, params, outputs[:, 1:], batch["label"], state.step, axis_name=axis_name)
 
     def measure() -> dict[str, Array]:
         metrics: Metrics = objective(outputs, batch, state.aux)[2]

@@ -335,7 +335,11 @@ def _fail(error: Exception, debug: bool = False) -> NoReturn:
     if debug:
         raise error
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        os._exit(
+            1
+        )  # at once: an orderly end waits for the other processes, which wait for this one
     sys.exit(1)
 
 

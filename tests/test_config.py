@@ -75,6 +75,9 @@ def test_unknown_recipe_names_the_nearest():
         ("supcon.mix", "mixup", "config.supcon.mix must be none but for cross_entropy with one"),
         ("linear.mix", "cutmixup", "must be one of none, mixup, cutmix; got 'cutmixup'"),
         ("supcon.average", 1.0, "config.supcon.average must be from 0 to below 1; got 1.0"),
+        ("linear.queue.size", 512, "must be 0 but for a contrastive stage with two views or more"),
+        ("supcon.queue.size", 100, "must be 0, or at least the 128 features that a batch adds"),
+        ("supcon.queue.size", 128, "contrast_mode must be one beside a queue: the other views"),
         ("supcon.head.kernel_init", "zeros", "must be other than zeros, which stay so"),
         ("model.name", "vti", "must be one of resnet, vit; got 'vti'; did you mean 'vit'?"),
     ],
@@ -82,6 +85,25 @@ def test_unknown_recipe_names_the_nearest():
 def test_wrong_values_are_refused(field, value, message):
     config = configuration.load("digits")
     config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        configuration.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("queue.momentum", 1.0, "config.supcon.queue.momentum must be from 0 to below 1; got 1.0"),
+        ("queue.from_epoch", -1.0, "config.supcon.queue.from_epoch must be 0 or more; got -1.0"),
+        ("queue.size", -1, "at least the 128 features that a batch adds; got -1"),
+        ("views", 1, "config.supcon.queue.size must be 0 but for a contrastive stage with two"),
+        ("objective.positives_cap", 2, "must be -1 beside a queue, whose positives all count"),
+    ],
+)
+def test_wrong_values_beside_a_queue_are_refused(field, value, message):
+    config = configuration.load("digits")
+    config.supcon.queue.size, config.supcon.objective.contrast_mode = 256, "one"
+    configuration.validate(config)
+    config.supcon.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=re.escape(message)):
         configuration.validate(config)
 

@@ -184,7 +184,11 @@ def run_processes(workdir, count, *arguments):
     """The same run as `count` processes with one device each."""
     address = f"127.0.0.1:{free_port()}"
     started = [start_process(workdir, address, count, i, *arguments) for i in range(count)]
-    return [finish(process) for process in started]
+    try:
+        return [finish(process) for process in started]
+    finally:
+        for process in started:
+            process.kill()
 
 
 def assert_close_run(workdir, other):
@@ -231,6 +235,20 @@ def test_processes_stop_together(tmp_path):
     step = int(line.split("at step ")[1].split()[0])
     assert (tmp_path / "checkpoints" / "supcon" / "last" / str(step)).is_dir()
     assert "stopped by" not in second  # the first process talks
+
+
+@pytest.mark.slow
+def test_death_of_one_process_ends_the_others(single, tmp_path):
+    """They notice it by themselves, and all go on together later."""
+    workdir, address = tmp_path / "run", f"127.0.0.1:{free_port()}"
+    left = start_process(workdir, address, 2, 0, "--float64")
+    dying = start_process(workdir, address, 2, 1, "--float64", "--die", "step:7")
+    finish(dying, -signal.SIGKILL)
+    left.communicate(timeout=300)
+    assert left.returncode != 0
+    assert (workdir / "checkpoints" / "supcon" / "last" / "5").is_dir()
+    run_processes(workdir, 2, "--float64")
+    assert_close_run(workdir, single)
 
 
 @pytest.mark.slow

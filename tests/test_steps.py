@@ -66,6 +66,8 @@ def make(
     normalizing=True,
     micro_batches=1,
     average=0.0,
+    queue=None,
+    follow=None,
     mix="none",
 ):
     """A state in the widest type on, and its step; a learning rate of 1 gives the gradient."""
@@ -77,7 +79,7 @@ def make(
     head = make_head(name, classes=10, layers=(16,), dtype=dtype)
     model = Model(encoder, head, frozen=frozen)
     tx = optax.sgd(learning_rate)
-    state = create_state(model, tx, jax.random.key(0), (8, 8, 1), average=average > 0)
+    state = create_state(model, tx, jax.random.key(0), (8, 8, 1), average=average > 0, queue=queue)
     if jax.config.read("jax_enable_x64"):
         wide = partial(jax.tree.map, lambda x: x.astype(np.float64) if x.dtype == np.float32 else x)
         state = state.replace(
@@ -96,6 +98,7 @@ def make(
         micro_batches=micro_batches,
         independent=objective in objectives.INDEPENDENT,
         average=average,
+        follow=follow,
         log_every=log_every,
         axis_name=axis_name,
     )

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "supcon_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # each may import from those before it
     {"losses"},
-    {"models", "data", "optimizers", "config"},
+    {"models", "data", "optimizers", "momentum", "config"},
     {"objectives", "state", "parallel", "micro_batches", "programs"},
     {"steps", "checkpoints", "summary_writer", "interruption", "workdir"},
     {"logs", "evaluation"},

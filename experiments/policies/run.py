@@ -94,7 +94,9 @@ def main() -> None:
                 folder = getattr(options, data)
                 subprocess.run(command(data, folder, policy, workdir), check=True)
             results[f"{data}, {policy}"] = summary(workdir)
-            commits[f"{data}, {policy}"] = json.loads((workdir / "config.json").read_text())["commit"]
+            commits[f"{data}, {policy}"] = json.loads((workdir / "config.json").read_text())[
+                "commit"
+            ]
             print(table(results), flush=True)
     record = {
         "command": "run.py --cifar10 DIR --tiny_imagenet32 DIR",

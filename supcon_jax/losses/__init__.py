@@ -16,7 +16,8 @@ from supcon_jax.losses.metric_learning import (
     nt_xent_loss,
     triplet_loss,
 )
-from supcon_jax.losses.supcon import l2_normalize, supcon_in_loss, supcon_loss
+from supcon_jax.losses.normalize import l2_normalize
+from supcon_jax.losses.supcon import supcon_in_loss, supcon_loss
 from supcon_jax.losses.variants import epsilon_sup_infonce_loss, hard_negative_loss
 
 __all__ = [

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from supcon_jax.losses.pairs import Queue, Rows, Weights, axis_size, first_sample
+from supcon_jax.losses.pairs import Exchange, Queue, Rows, Weights, axis_size, first_sample
 
 BlockSize = int | Literal["auto"] | None
 
@@ -31,6 +31,12 @@ def check_choice(name: str, value: str, choices: object) -> None:
     allowed = typing.get_args(choices)
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_exchange(exchange: str, axis_name: str | None) -> None:
+    check_choice("exchange", exchange, Exchange)
+    if exchange == "ring" and axis_name is None:
+        raise ValueError("exchange='ring' needs the axis_name of the devices that it goes around")
 
 
 def check_not_negative(name: str, value: float) -> None:
@@ -77,7 +83,9 @@ def check_cap(positives_cap: int | None, views: int) -> None:
         )
 
 
-def check_queue(queue: Queue, features: Array, positives_cap: int | None) -> None:
+def check_queue(queue: Queue | None, features: Array, positives_cap: int | None) -> None:
+    if queue is None:
+        return
     if positives_cap is not None:
         raise ValueError("positives_cap chooses among the samples of the batch: give no queue")
     rows, labels, valid = (jnp.shape(part) for part in queue)

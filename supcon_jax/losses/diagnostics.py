@@ -71,8 +71,7 @@ def num_positives(
     check_labels(batch, labels)
     check_cap(positives_cap, views)
     weights = mask_weights(mask, labels, batch, positives_cap, "gather", axis_name)
-    if queue is not None:
-        check_queue(queue, features, positives_cap)
+    check_queue(queue, features, positives_cap)
     if weights is not None:
         positive = weights.of_samples > 0
         own = positive[jnp.arange(batch), weights.first + jnp.arange(batch)]

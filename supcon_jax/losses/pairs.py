@@ -138,8 +138,10 @@ def _batch_ids(batch: int, views: int, labels: Array | None, positives_cap: int 
     )
 
 
-def queue_rows(queue: Queue, labelled: bool) -> Rows:
-    """The rows of a queue; without labels each is a class of its own."""
+def queue_rows(queue: Queue | None, labelled: bool) -> Rows | None:
+    """The rows of a queue, if there is one; without labels each is a class of its own."""
+    if queue is None:
+        return None
     features, labels, valid = map(jnp.asarray, queue)
     nowhere = jnp.full(len(labels), -1)
     ids = Ids(
@@ -150,6 +152,10 @@ def queue_rows(queue: Queue, labelled: bool) -> Rows:
         valid=valid,
     )
     return Rows(jax.lax.stop_gradient(features), ids)
+
+
+def joined(*parts: Rows) -> Rows:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def _ranks(labels: Int[Array, " batch"]) -> Int[Array, " batch"]:

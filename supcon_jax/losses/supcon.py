@@ -26,6 +26,7 @@ from supcon_jax.losses.arguments import (
     BlockSize,
     check_cap,
     check_choice,
+    check_exchange,
     check_labels,
     check_queue,
     check_temperature,
@@ -45,6 +46,7 @@ from supcon_jax.losses.pairs import (
     Rows,
     Weights,
     arrange,
+    joined,
     precision_of,
     products,
     queue_rows,
@@ -178,21 +180,6 @@ def supcon_in_loss(
     )
 
 
-def l2_normalize(x: Float[Array, "*axes dim"], epsilon: float = 1e-12) -> Float[Array, "*axes dim"]:
-    """x / max(|x|, sqrt(epsilon)) along the last axis; the gradient is finite at x = 0.
-
-    Args:
-      x: any shape; 16-bit input is normalised in float32 and returned in its own type.
-      epsilon: smallest squared length divided by.
-
-    Returns:
-      The shape and type of `x`, of length 1 along the last axis.
-    """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    squared = jnp.sum(wide * wide, axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(jnp.maximum(squared, epsilon))).astype(x.dtype)
-
-
 def contrastive_losses(
     features: Features,
     labels: Labels | None,
@@ -219,9 +206,7 @@ def contrastive_losses(
     batch, views, _ = features.shape
     check_choice("contrast_mode", contrast_mode, ContrastMode)
     check_choice("denominator_mode", denominator_mode, DenominatorMode)
-    check_choice("exchange", exchange, Exchange)
-    if exchange == "ring" and axis_name is None:
-        raise ValueError("exchange='ring' needs the axis_name of the devices that it goes around")
+    check_exchange(exchange, axis_name)
     check_labels(batch, labels)
     check_cap(positives_cap, views)
     weights = mask_weights(mask, labels, batch, positives_cap, exchange, axis_name)
@@ -233,10 +218,8 @@ def contrastive_losses(
         axis_name=axis_name,
         exchange=exchange,
     )
-    extra = None
-    if queue is not None:
-        check_queue(queue, features, positives_cap)
-        extra = queue_rows(queue, labelled=labels is not None)
+    check_queue(queue, features, positives_cap)
+    extra = queue_rows(queue, labelled=labels is not None)
     kept = None if positives_cap is None else positives_cap // views
     plan = blockwise.Plan(
         inside=inside,
@@ -251,7 +234,8 @@ def contrastive_losses(
     check_temperature(temperature)
     scale = 1 / jnp.asarray(temperature, jnp.promote_types(features.dtype, jnp.float32))
     if plan.block_size is None:
-        values = _dense(plan, anchors, _together(contrast, extra), scale, weights)
+        everything = contrast if extra is None else joined(contrast, extra)
+        values = _dense(plan, anchors, everything, scale, weights)
     else:
         compared = blockwise.Compared(anchors.ids, contrast.ids, weights, extra)
         scale = vary_with(scale, features)
@@ -285,12 +269,6 @@ def _dense(
         log_mean = _logsumexp(log_ratios + log_weights, usable) - jnp.log(count)
         return jnp.where(usable.any(-1), -log_mean, 0)
     return jnp.where(usable, relation.weight * -log_ratios, 0).sum(-1) / count
-
-
-def _together(contrast: Rows, queue: Rows | None) -> Rows:
-    if queue is None:
-        return contrast
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), contrast, queue)
 
 
 def _log_denominators(plan: blockwise.Plan, logits: Array, relation: Relation) -> Array:
