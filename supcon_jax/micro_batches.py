@@ -38,6 +38,7 @@ def gradient_of(
     *,
     micro_batches: int = 1,
     independent: bool = False,
+    unroll: bool = False,
 ) -> Gradient:
     """The gradient of the loss of the encoded batch, with the activations of a micro-batch.
 
@@ -48,6 +49,9 @@ def gradient_of(
       micro_batches: number of parts, 1 for the whole batch at once; must divide the batch of a
         device.
       independent: the loss is a mean over examples that do not see each other.
+      unroll: the program has the parts one after the other instead of a loop: for a CPU, where XLA
+        computes convolutions in loops many times more slowly. It also sees there that a part is
+        encoded twice, and keeps its activations instead.
 
     Returns:
       `(params, batch_stats, batch) -> gradient of scaled, (value, outputs, batch_stats)`. Gradient
@@ -63,8 +67,8 @@ def gradient_of(
     if micro_batches == 1:
         return _direct(_with_own_params(encode, axis_name), loss)
     if independent:
-        return _accumulated(_direct(encode, loss), micro_batches, axis_name)
-    return _direct(_cached(encode, micro_batches, axis_name), loss)
+        return _accumulated(_direct(encode, loss), micro_batches, axis_name, unroll)
+    return _direct(_cached(encode, micro_batches, axis_name, unroll), loss)
 
 
 def _direct(encode: Encode, loss: Loss) -> Gradient:
@@ -85,7 +89,7 @@ def _with_own_params(encode: Encode, axis_name: str | None) -> Encode:
     return lambda params, *rest: encode(_of_device(params, axis_name), *rest)
 
 
-def _cached(encode: Encode, micro_batches: int, axis_name: str | None) -> Encode:
+def _cached(encode: Encode, micro_batches: int, axis_name: str | None, unroll: bool) -> Encode:
     """`encode`, part by part; going backward, each part is encoded again."""
 
     def over_parts(params: PyTree, batch_stats: PyTree, batch: Batch) -> tuple[Outputs, PyTree]:
@@ -95,14 +99,18 @@ def _cached(encode: Encode, micro_batches: int, axis_name: str | None) -> Encode
             outputs, batch_stats = encode(params, batch_stats, part)
             return jax.lax.stop_gradient(batch_stats), outputs
 
-        again = jax.checkpoint(one, prevent_cse=False)  # in a loop there is none to prevent
-        batch_stats, outputs = jax.lax.scan(again, batch_stats, _parts(batch, micro_batches))
+        again = jax.checkpoint(one, prevent_cse=unroll)  # in a loop there is none
+        batch_stats, outputs = jax.lax.scan(
+            again, batch_stats, _parts(batch, micro_batches), unroll=unroll
+        )
         return _joined(outputs), batch_stats
 
     return over_parts
 
 
-def _accumulated(gradient: Gradient, micro_batches: int, axis_name: str | None) -> Gradient:
+def _accumulated(
+    gradient: Gradient, micro_batches: int, axis_name: str | None, unroll: bool
+) -> Gradient:
     """The mean of the gradients of all parts, summed over the devices once."""
 
     def over_parts(
@@ -117,7 +125,7 @@ def _accumulated(gradient: Gradient, micro_batches: int, axis_name: str | None) 
 
         start = (jax.tree.map(jnp.zeros_like, params), batch_stats)
         summed: tuple[Any, tuple[Array, Array]] = jax.lax.scan(
-            add, start, _parts(batch, micro_batches)
+            add, start, _parts(batch, micro_batches), unroll=unroll
         )
         (total, batch_stats), (values, outputs) = summed
         total = total if axis_name is None else jax.lax.psum(total, axis_name)

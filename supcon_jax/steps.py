@@ -4,6 +4,7 @@ Everything here is the view of one device; `parallel.data_parallel` maps it over
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ def train_step(
     loss_scale: float = 1.0,
     micro_batches: int = 1,
     independent: bool = False,
+    unroll: bool = False,
     average: float = 0.0,
     follow: Callable[..., dict[str, Any]] | None = None,
     log_every: int = 1,
@@ -49,6 +51,7 @@ def train_step(
       loss_scale: factor on the loss that is differentiated; the reported one is without it.
       micro_batches: parts of the batch whose activations are held one after the other.
       independent: the objective's examples do not see each other, see `micro_batches.gradient_of`.
+      unroll: of the micro-batches, see there.
       average: decay of the moving average of the parameters, 0 for none.
       follow: rule of the momentum encoder and its queue, see `momentum.follow`; the views after
         the first pass through that encoder. None: no such encoder.
@@ -79,9 +82,10 @@ def train_step(
         loss = mean(losses, weights)  # the sum over devices belongs inside of the gradient
         return loss_scale * loss, loss
 
-    gradient = gradient_of(
-        encode, scaled_loss, axis_name, micro_batches=micro_batches, independent=independent
+    parts = partial(
+        gradient_of, micro_batches=micro_batches, independent=independent, unroll=unroll
     )
+    gradient = parts(encode, scaled_loss, axis_name)
     grads, (loss, outputs, batch_stats) = gradient(state.params, state.batch_stats, batch)
     if axis_name is not None:  # local batch norm: the running statistics are averaged
         batch_stats = jax.lax.pmean(batch_stats, axis_name)

@@ -142,6 +142,17 @@ def test_cache_holds_the_activations_of_a_micro_batch(resnet):
     assert parts < whole / 5
 
 
+@pytest.mark.parametrize("objective", ["contrastive", "cross_entropy"])
+def test_parts_without_a_loop_give_the_same(x64, mesh_of, objective):
+    views = 2 if objective == "contrastive" else 1
+    (expected, looped, _), (actual, unrolled, _) = (
+        taken(mesh_of(2), 4, objective=objective, views=views, unroll=unroll)
+        for unroll in (False, True)
+    )
+    assert_close(actual, expected, 1e-9)
+    assert_close(unrolled.batch_stats, looped.batch_stats, 1e-9)
+
+
 # Gradient accumulation.
 
 
