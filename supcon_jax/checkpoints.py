@@ -1,5 +1,10 @@
-"""Checkpoints of a stage: the last few and the best, through Orbax, with a checksum a leaf."""
+"""Checkpoints of a stage: the last few and the best, through Orbax.
 
+Each has two kinds of checksums, because Orbax restores a flipped bit without an error: of every
+array as it was in memory, and of every file as it was when the checkpoint was complete.
+"""
+
+import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from supcon_jax.parallel import agree
+from supcon_jax.parallel import agree, is_writer
 from supcon_jax.state import TrainState
 
 
@@ -134,17 +139,11 @@ def _payload(state: TrainState) -> ocp.args.Composite:
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
+    if is_writer():
+        _check_files(Path(manager.directory, str(step)))
     saved = manager.restore(step, args=ocp.args.Composite(leaves=ocp.args.JsonRestore())).leaves
-    expected = leaves(like)
-    shapes = {name: (about["shape"], about["dtype"]) for name, about in expected.items()}
-    found = {name: (about["shape"], about["dtype"]) for name, about in saved.items()}
-    foreign = [name for name in sorted(shapes | found) if shapes.get(name) != found.get(name)]
-    if foreign:
-        name = foreign[0]
-        raise ValueError(
-            f"it is of another model: {len(foreign)} arrays differ, such as {name}: "
-            f"{found.get(name, 'nothing')} there, {shapes.get(name, 'nothing')} here"
-        )
+    if differences := _differences(saved, leaves(like)):
+        raise ValueError(f"it is of another model: {differences}")
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     state = manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
@@ -155,13 +154,68 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Tra
     return state
 
 
+def _differences(there: dict[str, dict], here: dict[str, dict]) -> str:
+    """Where two trees have other arrays, by their paths; empty where they do not."""
+    kinds = {
+        "only there": sorted(there.keys() - here.keys()),
+        "only here": sorted(here.keys() - there.keys()),
+        "of another shape or type": [
+            f"{name} ({there[name]['shape']} {there[name]['dtype']} there, {here[name]['shape']} "
+            f"{here[name]['dtype']} here)"
+            for name in sorted(there.keys() & here.keys())
+            if any(there[name][what] != here[name][what] for what in ("shape", "dtype"))
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} {kind}, such as {', '.join(names[:2])}"
+        for kind, names in kinds.items()
+        if names
+    )
+
+
+CHECKSUMS = "checksums.json"
+LATER = (
+    "_CHECKPOINT_METADATA",
+    "commit_success.txt",
+)  # written after it, with nothing of the state
+
+
+def _seal(directory: Path) -> None:
+    """Write the checksums of the files of the checkpoint that is about to be complete."""
+    for checkpoint in directory.iterdir():
+        if checkpoint.is_dir() and not (checkpoint / CHECKSUMS).exists():
+            (checkpoint / CHECKSUMS).write_text(json.dumps(_checksums(checkpoint)))
+
+
+def _checksums(checkpoint: Path) -> dict[str, int]:
+    """CRC-32 of each file, by its path."""
+    return {
+        str(file.relative_to(checkpoint)): zlib.crc32(file.read_bytes())
+        for file in sorted(checkpoint.rglob("*"))
+        if file.is_file() and file.name not in (CHECKSUMS, *LATER)
+    }
+
+
+def _check_files(checkpoint: Path) -> None:
+    """Raises ValueError if a file is not as it was when the checkpoint was complete."""
+    expected, found = json.loads((checkpoint / CHECKSUMS).read_text()), _checksums(checkpoint)
+    damaged = [n for n in sorted(expected | found) if expected.get(n) != found.get(n)]
+    if damaged:
+        raise ValueError(f"{len(damaged)} of its files are damaged, such as {damaged[0]}")
+
+
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
+    sealing = ocp.AsyncOptions(post_finalization_callback=lambda: _seal(directory))
     # Several processes meet at barriers; without names of their own, two managers that write at
     # the same time meet at each other's.
     names = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.name)
     return ocp.CheckpointManager(
         directory.absolute(),
         options=ocp.CheckpointManagerOptions(
-            create=True, cleanup_tmp_directories=True, multiprocessing_options=names, **options
+            create=True,
+            cleanup_tmp_directories=True,
+            async_options=sealing,
+            multiprocessing_options=names,
+            **options,
         ),
     )

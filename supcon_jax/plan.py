@@ -20,7 +20,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from supcon_jax import config as configuration
 from supcon_jax import parallel
 from supcon_jax.data.datasets import COUNTS
 from supcon_jax.data.sources import SOURCES, Source
@@ -33,8 +32,9 @@ from supcon_jax.programs import (
     sent_by_kind,
     tpu_devices,
 )
-from supcon_jax.stages import Data, build_stage
+from supcon_jax.stages import Data, build_stage, carried
 from supcon_jax.state import from_variables
+from supcon_jax.validation import validate
 
 ENOUGH = 0.97  # of the memory: a batch that fills as much is not made larger
 MOST_PROGRAMS = 7  # compiled in search of the largest batch
@@ -75,7 +75,7 @@ def report(config: ConfigDict, topology: str = "", memory_gb: float = 0.0) -> st
     Raises:
       ValueError: a wrong configuration or topology, or a batch size that the devices cannot share.
     """
-    configuration.validate(config)
+    validate(config)
     mesh = make_mesh(topology)
     plans = [plan_stage(config, name, mesh) for name in config.stages]
     largest = None
@@ -114,7 +114,7 @@ def plan_stage(config: ConfigDict, name: str, mesh: Mesh, step: bool = True) -> 
     stage = build_stage(config, name, Data(source, source, source, source), mesh)
     size = config.data.image_size
     shape = (size, size, config.data.channels)
-    state = abstract_state(stage.model, stage.tx, shape, of_stage.average > 0, mesh)
+    state = abstract_state(stage.model, stage.tx, shape, carried(of_stage), mesh)
     batch = abstract_batch(config, name, source, mesh)
     dim = outputs_of(stage.model, state, shape)
     trained, frozen = _count(state.params), _count(state.frozen)
@@ -127,12 +127,13 @@ def plan_stage(config: ConfigDict, name: str, mesh: Mesh, step: bool = True) -> 
         parameters=trained + frozen,
         trained=trained,
         step=attempt(stage.train_step, state, batch, devices=mesh.size) if step else None,
-        loss=loss_alone(of_stage, dim, batch["label"], mesh),
+        loss=loss_alone(of_stage, dim, batch["label"], state.aux, mesh),
         model=cost_model(
             devices=mesh.size,
             rows=of_stage.batch_size * of_stage.views if contrastive else 0,
             views=of_stage.views,
             dim=dim,
+            keys=of_stage.batch_size * (of_stage.views - 1) if of_stage.queue.size else 0,
             trained=trained,
             statistics=_count(
                 {k: v for k, v in state.batch_stats.items() if k not in stage.model.frozen}
@@ -181,14 +182,14 @@ def stand_in(config: ConfigDict, batch_size: int) -> Source:
 
 
 def abstract_state(
-    model: Any, tx: Any, image_shape: tuple[int, int, int], average: bool, mesh: Mesh
+    model: Any, tx: Any, image_shape: tuple[int, int, int], options: dict[str, Any], mesh: Mesh
 ) -> Any:
     """Shapes of the state that a stage starts from, on all devices; see `state.create_state`."""
 
     def create() -> Any:
         key = jax.random.key(0)
         variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
-        return from_variables(model, tx, variables, key, average=average)
+        return from_variables(model, tx, variables, key, **options)
 
     return _placed(jax.eval_shape(create), mesh, PartitionSpec())
 
@@ -223,8 +224,11 @@ def outputs_of(model: Any, state: Any, image_shape: tuple[int, int, int]) -> int
     return outputs.shape[-1]
 
 
-def loss_alone(stage: ConfigDict, dim: int, labels: Any, mesh: Mesh) -> Figures | DoesNotFitError:
+def loss_alone(
+    stage: ConfigDict, dim: int, labels: Any, aux: dict[str, Any], mesh: Mesh
+) -> Figures | DoesNotFitError:
     """The objective's value and gradient, from outputs `[b, v, k]` that are there."""
+    aux = {name: part for name, part in aux.items() if name == "queue"}
     fields = stage.objective.to_dict()
     objective = partial(OBJECTIVES[fields.pop("name")], axis_name=parallel.AXIS, **fields)
     shape = (stage.batch_size, stage.views, dim)
@@ -234,13 +238,14 @@ def loss_alone(stage: ConfigDict, dim: int, labels: Any, mesh: Mesh) -> Figures 
         batch["share"] = jax.ShapeDtypeStruct(labels.shape[:1], np.float32)
     outputs, batch = _placed((jax.ShapeDtypeStruct(shape, np.float32), batch), mesh, split)
 
-    def mean(outputs: Any, batch: Any) -> Any:
-        losses, weights, _ = objective(outputs, batch, {})
+    def mean(outputs: Any, batch: Any, aux: Any) -> Any:
+        losses, weights, _ = objective(outputs, batch, aux)
         total, count = jax.lax.psum((jnp.sum(losses * weights), jnp.sum(weights)), parallel.AXIS)
         return total / jnp.maximum(count, 1)
 
-    gradient = jax.shard_map(jax.grad(mean), mesh=mesh, in_specs=(split, split), out_specs=split)
-    return attempt(jax.jit(gradient), outputs, batch, devices=mesh.size)
+    specs = (split, split, PartitionSpec())
+    gradient = jax.shard_map(jax.grad(mean), mesh=mesh, in_specs=specs, out_specs=split)
+    return attempt(jax.jit(gradient), outputs, batch, aux, devices=mesh.size)
 
 
 def cost_model(
@@ -249,6 +254,7 @@ def cost_model(
     rows: int,
     views: int,
     dim: int,
+    keys: int,
     trained: int,
     statistics: int,
     carried: int,
@@ -264,12 +270,16 @@ def cost_model(
         batch norm   2 f 4 (2 S + R): moments forward and backward, and the running statistics
         gather       2 f 4 N D + f 4 N / v: features there, their gradients back; labels
         ring         3 4 N D + 2 9 N + f 4 N / v: features twice, their gradients once; ids
+        queue        2 f 4 K (D + 1): keys and their labels, of all devices
+
+    A momentum encoder's batch norm adds its forward moments, 2 f 4 S.
 
     Args:
       devices: n.
       rows: N, views in the global batch; 0 where the objective compares none.
       views: v, of each image.
       dim: D, of the features.
+      keys: K, features that a step adds to a queue; 0 where there is none.
       trained: P, parameters with a gradient.
       statistics: S, means and variances of the normalised channels.
       carried: R, running statistics in the state, with those of frozen parts.
@@ -277,10 +287,11 @@ def cost_model(
       global_norm: the batch norm's moments are those of the global batch.
 
     Returns:
-      "gradients", "batch norm" and "features", in bytes; all are float32.
+      "gradients", "batch norm" and "features" (with the queue's), in bytes; all are float32.
     """
     part = (devices - 1) / devices
-    moments = 2 * statistics if global_norm else 0
+    passes = 3 if keys else 2  # forward and backward, and the momentum encoder's forward
+    moments = passes * statistics if global_norm else 0
     features, labels = 4 * rows * dim, part * 4 * rows / views
     if exchange == "gather" or devices == 1:
         exchanged = 2 * part * features + labels
@@ -289,7 +300,7 @@ def cost_model(
     return {
         "gradients": 2 * part * 4 * trained,
         "batch norm": 2 * part * 4 * (moments + carried),
-        "features": exchanged,
+        "features": exchanged + 2 * part * 4 * keys * (dim + 1),
     }
 
 

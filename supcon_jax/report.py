@@ -83,7 +83,7 @@ def _row(workdir: Path) -> tuple[str, ...]:
     seconds = sum(stage["time/seconds"] for stage in results["stages"].values())
     return (
         _name(workdir),
-        f"{results['test']['top1']:.2%}",
+        f"{results['test']['top1']:.2%}" if "top1" in results["test"] else "-",
         f"{results['test']['knn']:.2%}",
         f"{first['passes']:,}",
         f"{seconds:.1f} s",

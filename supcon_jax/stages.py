@@ -174,12 +174,15 @@ def create(stage: Stage, config: ConfigDict, mesh: Mesh, previous: TrainState | 
         encoder = jax.tree.map(np.asarray, encoder_of(previous))
     elif config.model.weights:
         encoder = load_torch_encoder(config.model.weights, stage.model.encoder)
-    of_stage = config[stage.name]
-    size = of_stage.queue.size
-    queue = (size, of_stage.head.layers[-1]) if size else None
-    average = of_stage.average > 0
-    state = create_state(stage.model, stage.tx, key, shape, encoder, average, queue)
+    state = create_state(stage.model, stage.tx, key, shape, encoder, **carried(config[stage.name]))
     return parallel.replicate(state, mesh)
+
+
+def carried(stage: ConfigDict) -> dict[str, Any]:
+    """What a stage carries beside its parameters, as `create_state` takes it."""
+    size = stage.queue.size
+    queue = (size, stage.head.layers[-1]) if size else None
+    return {"average": stage.average > 0, "queue": queue}
 
 
 def _follow(stage: ConfigDict, steps_per_epoch: int) -> Callable[..., dict[str, Any]] | None:

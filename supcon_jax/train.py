@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -31,13 +32,19 @@ from supcon_jax.data import pipeline
 from supcon_jax.evaluation.embed import Embedded, embed, knn_accuracy, top_k_accuracy
 from supcon_jax.interruption import Interruptions, Stopped
 from supcon_jax.logs import Logs, Recorder, read_metrics, warn
+from supcon_jax.profiling import Traced
 from supcon_jax.stages import Data, Stage, batches, build_stage, create, open_data
 from supcon_jax.state import TrainState
+from supcon_jax.validation import validate
 from supcon_jax.workdir import check_config, claimed, write_whole
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: str | Path, *, allow_config_change: bool = False
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    allow_config_change: bool = False,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Run the stages of a recipe, evaluate on the test split, and write everything to `workdir`.
 
@@ -47,6 +54,7 @@ def train_and_evaluate(
         pictures; a run that was stopped goes on from its newest checkpoint there. Where a run has
         several processes, all must see the same folder.
       allow_config_change: go on in a workdir that was started with another configuration.
+      profile: write a profiler's trace of ten steps of each stage to `workdir/profile`.
 
     Returns:
       The contents of results.json.
@@ -58,7 +66,7 @@ def train_and_evaluate(
       OSError: the workdir cannot be written, or another run is going on there.
       Stopped: SIGTERM or Ctrl-C came; in a stage's loop, the state is saved before.
     """
-    configuration.validate(config)
+    validate(config)
     workdir, plain = Path(workdir), configuration.used(config)
     with ExitStack() as stack:
         interruptions = stack.enter_context(Interruptions().caught())
@@ -77,7 +85,11 @@ def train_and_evaluate(
         state: TrainState | None = None
         for stage in stages:
             start = create(stage, config, mesh, previous=state)
-            state = run_stage(stage, start, config, data, mesh, logs, interruptions)
+            with ExitStack() as ending:
+                if profile and parallel.is_writer():
+                    traced = Traced(stage.train_step, workdir / "profile" / stage.name)
+                    stage = replace(stage, train_step=ending.enter_context(closing(traced)))
+                state = run_stage(stage, start, config, data, mesh, logs, interruptions)
         assert state is not None  # there is at least one stage
         logs.flush()
         return evaluate(stages, state, config, data, mesh, workdir)
@@ -94,10 +106,10 @@ def evaluate(
     """Score the last state on the test split; write results.json and the pictures."""
     look = partial(embed, stages[-1].eval_step, state, batch_size=config.evaluation.batch_size)
     test, references = look(data.test, mesh=mesh), look(data.references, mesh=mesh)
-    plain = configuration.used(config)
+    plain, classifies = configuration.used(config), _classifies(stages[-1], config)
     results = {
         "recipe": list(config.stages),
-        "test": {"images": len(test.labels), **scores(test, references, config)},
+        "test": {"images": len(test.labels), **scores(test, references, config, classifies)},
         "stages": {stage.name: spent(stage, workdir) for stage in stages},
         "config_hash": configuration.config_hash(plain),
         **report.circumstances(),
@@ -187,23 +199,28 @@ def heldout_scores(
     if data.heldout.size == 0 or config.evaluation.every_epochs <= 0:
         return {}
     look = partial(embed, stage.eval_step, state, batch_size=config.evaluation.batch_size)
-    found = scores(look(data.heldout, mesh=mesh), look(data.references, mesh=mesh), config)
-    if config[stage.name].head.name != "classifier":
-        found = {"knn": found["knn"]}
+    seen = (look(data.heldout, mesh=mesh), look(data.references, mesh=mesh))
+    found = scores(*seen, config, _classifies(stage, config))
     return {f"heldout/{name}": value for name, value in found.items()}
 
 
-def scores(queries: Embedded, references: Embedded, config: ConfigDict) -> dict[str, float]:
-    """Top-1 and top-5 of the classifier, and of the k-NN on the encoder's features."""
-    return {
-        "top1": top_k_accuracy(queries, 1),
-        "top5": top_k_accuracy(queries, 5),
+def _classifies(stage: Stage, config: ConfigDict) -> bool:
+    """Whether the outputs of a stage are logits."""
+    return config[stage.name].head.name == "classifier"
+
+
+def scores(
+    queries: Embedded, references: Embedded, config: ConfigDict, classifies: bool
+) -> dict[str, float]:
+    """Top-1 and top-5 of the classifier, if there is one, and of the k-NN on the features."""
+    of_outputs = {f"top{k}": top_k_accuracy(queries, k) for k in (1, 5) if classifies}
+    return of_outputs | {
         "knn": knn_accuracy(
             queries,
             references,
             neighbours=config.evaluation.neighbours,
             temperature=config.evaluation.temperature,
-        ),
+        )
     }
 
 
@@ -233,6 +250,9 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 of several.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+_PROFILE = flags.DEFINE_bool(
+    "profile", False, "Write a trace of ten steps of each stage, for TensorBoard or Perfetto."
+)
 _PLAN = flags.DEFINE_bool("plan", False, "Print what the recipe needs and sends; train nothing.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "Plan for a TPU slice, such as v5e:16x16.")
 _MEMORY = flags.DEFINE_float("memory_gb", 0.0, "Plan, and find the largest batch that fits.")
@@ -298,7 +318,10 @@ def main(argv: list[str]) -> None:
         if _DISTRIBUTED.value or place != (None, None, None):
             parallel.start_processes(*place)
         train_and_evaluate(
-            flags.FLAGS.config, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value
+            flags.FLAGS.config,
+            workdir,
+            allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+            profile=_PROFILE.value,
         )
         if parallel.is_writer():
             print(report.table([workdir]))

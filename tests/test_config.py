@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from supcon_jax import config as configuration
+from supcon_jax.validation import validate
 
 FILES = sorted(Path(__file__).parents[1].glob("configs/*.py"))
 
@@ -18,7 +19,7 @@ def test_every_file_and_recipe_is_valid_and_has_the_fields_of_base(file, recipe)
     config = configuration.load(f"{file}:{recipe}")
     if recipe == "linear":
         config.model.weights = "encoder.npz"
-    configuration.validate(config)
+    validate(config)
     assert config.is_locked
     assert set(configuration.flatten(config)) == set(configuration.flatten(configuration.base()))
     assert config.stages == configuration.RECIPES[recipe]
@@ -58,7 +59,7 @@ def test_unknown_recipe_names_the_nearest():
         ("supcon.objective.positives_cap", 3, "must be -1 or a multiple of the views; got 3"),
         ("supcon.objective.block_size", -1, "block_size must be 0 or more; got -1"),
         ("supcon.epochs", -1.0, "config.supcon.epochs must be positive; got -1.0"),
-        ("linear.batch_size", 0, "config.linear.batch_size must be positive; got 0"),
+        ("linear.batch_size", 0, "config.linear.batch_size must be 1 or more; got 0"),
         ("data.holdout", 1.5, "config.data.holdout must be a share from 0 to below 1; got 1.5"),
         ("data.image_size", 16, "config.data.image_size must be from 1 to data.load_size (8)"),
         ("data.mean", (0.1, 0.2), "config.data.mean must be 1 numbers; got (0.1, 0.2)"),
@@ -86,7 +87,7 @@ def test_wrong_values_are_refused(field, value, message):
     config = configuration.load("digits")
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=re.escape(message)):
-        configuration.validate(config)
+        validate(config)
 
 
 @pytest.mark.parametrize(
@@ -102,10 +103,10 @@ def test_wrong_values_are_refused(field, value, message):
 def test_wrong_values_beside_a_queue_are_refused(field, value, message):
     config = configuration.load("digits")
     config.supcon.queue.size, config.supcon.objective.contrast_mode = 256, "one"
-    configuration.validate(config)
+    validate(config)
     config.supcon.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=re.escape(message)):
-        configuration.validate(config)
+        validate(config)
 
 
 def test_unknown_fields_on_the_command_line_name_the_nearest():

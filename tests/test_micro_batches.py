@@ -10,6 +10,7 @@ from test_steps import assert_close, digits, make, run, slow
 
 from supcon_jax import config as configuration
 from supcon_jax import objectives, parallel, stages, steps, supcon_loss
+from supcon_jax.validation import validate
 
 BATCH = 32
 
@@ -209,7 +210,7 @@ def test_recipes_accumulate_what_is_independent(monkeypatch, mesh_of, stage):
     monkeypatch.setattr(parallel, "data_parallel", lambda step, mesh: step)
     config = configuration.load("digits")
     config[stage].micro_batches = 4
-    configuration.validate(config)
+    validate(config)
     step = stages.build_stage(config, stage, stages.open_data(config), mesh_of(1)).train_step
     assert step.keywords["micro_batches"] == 4
     assert step.keywords["independent"] == (config[stage].objective.name == "cross_entropy")

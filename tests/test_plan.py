@@ -128,18 +128,30 @@ def test_cost_model_of_the_exchange_is_what_the_loss_sends(devices, exchange, me
     assert sent == pytest.approx(found.model["features"] + count, abs=1)
 
 
+def with_queue():
+    config = config_of(contrast_mode="one")
+    config.supcon.queue.size = 256
+    return config
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-    "devices", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
+    ("devices", "config"),
+    [(2, config_of()), slow(4, config_of()), slow(8, config_of()), slow(4, with_queue())],
 )
-def test_cost_model_is_what_a_step_sends(devices, mesh_of):
+def test_cost_model_is_what_a_step_sends(devices, config, mesh_of):
     """Within 2 %: XLA merges the sums of some batch norms' gradients with their moments'."""
-    found = plan.plan_stage(config_of(), "supcon", mesh_of(devices))
+    found = plan.plan_stage(config, "supcon", mesh_of(devices))
     sent = sum(one.bytes for one in found.step.collectives if not one.branch)
     assert sum(found.model.values()) == pytest.approx(sent, rel=0.02)
-    local = config_of()
+    local = config.copy_and_resolve_references()
     local.model.batch_norm = "local"
     fewer = plan.plan_stage(local, "supcon", mesh_of(devices), step=False)
-    assert fewer.model["batch norm"] == pytest.approx(found.model["batch norm"] / 3)
+    share = 4 if config.supcon.queue.size else 3  # of the running statistics
+    assert fewer.model["batch norm"] == pytest.approx(found.model["batch norm"] / share)
 
 
 def test_gradients_are_added_up_in_float32_also_under_bfloat16(mesh_of):
@@ -148,7 +160,7 @@ def test_gradients_are_added_up_in_float32_also_under_bfloat16(mesh_of):
     config.model.dtype = "bfloat16"
     source = plan.stand_in(config, 64)
     stage = stages.build_stage(config, "supcon", stages.Data(*[source] * 4), mesh)
-    state = plan.abstract_state(stage.model, stage.tx, (8, 8, 1), False, mesh)
+    state = plan.abstract_state(stage.model, stage.tx, (8, 8, 1), {}, mesh)
     batch = plan.abstract_batch(config, "supcon", source, mesh)
     text = stage.train_step.lower(state, batch).as_text()
     types = re.findall(r"all_reduce.*?\}\) : \(tensor<(?:[0-9]+x)*(\w+)>", text, re.S)
@@ -156,14 +168,15 @@ def test_gradients_are_added_up_in_float32_also_under_bfloat16(mesh_of):
     assert set(types) == {"f32"}
 
 
-def test_shapes_are_those_of_the_state_and_of_the_batches(mesh_of):
-    config, mesh = config_of(), mesh_of(2)
+@pytest.mark.parametrize("config", [config_of(), with_queue()])
+def test_shapes_are_those_of_the_state_and_of_the_batches(config, mesh_of):
+    mesh = mesh_of(2)
     data = stages.open_data(config)
     stage = stages.build_stage(config, "supcon", data, mesh)
     state = stages.create(stage, config, mesh, previous=None)
     batch = next(stages.batches(stage, 0, config, data.train, mesh))
     planned = (
-        plan.abstract_state(stage.model, stage.tx, (8, 8, 1), False, mesh),
+        plan.abstract_state(stage.model, stage.tx, (8, 8, 1), stages.carried(config.supcon), mesh),
         plan.abstract_batch(config, "supcon", plan.stand_in(config, 64), mesh),
     )
     assert jax.tree.structure((state, batch)) == jax.tree.structure(planned)

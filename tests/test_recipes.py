@@ -17,6 +17,7 @@ from supcon_jax.data.sources import Source
 from supcon_jax.models.resnet import DEPTHS
 from supcon_jax.models.vit import SIZES
 from supcon_jax.state import from_variables
+from supcon_jax.validation import validate
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(ROOT.glob("configs/*.py"))
@@ -63,14 +64,14 @@ def test_every_recipe_can_be_built_whole(file, recipe, mesh_of):
     """Model, optimizer and state in their published sizes, as shapes only."""
     config = configuration.load(f"{file}:{recipe}")
     config.model.weights = config.model.weights or "needed by :linear"
-    configuration.validate(config)
+    validate(config)
     data = data_of(config)
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
     for name in config.stages:
         stage = stages.build_stage(config, name, data, mesh_of(1))
-        average = config[name].average > 0
+        options = stages.carried(config[name])
         key, variables = jax.random.key(0), variables_of(stage.model, shape)
-        create = partial(from_variables, stage.model, stage.tx, average=average)
+        create = partial(from_variables, stage.model, stage.tx, **options)
         state = jax.eval_shape(create, variables, key)
         count = sum(leaf.size for leaf in jax.tree.leaves((state.params, state.frozen)))
         assert count > 1e4
@@ -91,6 +92,7 @@ def shrunk(file, recipe):
     for name in config.stages:
         stage = config[name]
         stage.update(batch_size=8, epochs=0.5, warmup_epochs=0.0)
+        stage.queue.size = min(stage.queue.size, 24)
         if "layers" in stage.head:
             stage.head.update(layers=(8,) * len(stage.head.layers))
     return config

@@ -45,6 +45,14 @@ def test_table(runs):
     assert all(len(line) <= 80 for line in lines)
 
 
+def test_table_of_a_run_without_a_classifier(runs):
+    file = runs[0] / "results.json"
+    results = json.loads(file.read_text())
+    results["test"] = {"images": 60, "knn": 0.9}
+    file.write_text(json.dumps(results))
+    assert report.table(runs).splitlines()[2].split()[:3] == ["SupCon", "-", "90.00%"]
+
+
 def test_command_draws_the_runs_side_by_side(runs, tmp_path, capsys):
     assert report.main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
     assert "SupCon" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The command from end to end: results, exact resume, and one clear line for what goes wrong."""
 
+import gzip
 import itertools
 import json
 import os
@@ -335,16 +336,22 @@ def test_command_says_what_is_wrong_in_one_line(arguments, message, tmp_path):
 
 @pytest.mark.slow
 def test_command_trains_and_prints_the_table(tmp_path):
-    """And keeps its compiled programs."""
+    """And keeps its compiled programs, and a trace of some steps."""
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "caches")}
     del env["JAX_COMPILATION_CACHE_DIR"]
     done = command(
         "--config=digits", f"--workdir={tmp_path}/w", "--config.supcon.epochs=1",
         "--config.supcon.warmup_epochs=0", "--config.linear.epochs=2",
-        "--config.model.width=0.0625",
+        "--config.model.width=0.0625", "--profile",
         env=env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    for stage, steps in (("supcon", 8), ("linear", 10)):  # of 10 and 20, from the third on
+        (file,) = (tmp_path / "w" / "profile" / stage).rglob("perfetto_trace.json.gz")
+        events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+        numbers = [e["args"]["step_num"] for e in events if e.get("name") == "train_step"]
+        assert numbers == [str(step) for step in range(3, 3 + steps)]
+        assert list(file.parent.glob("*.xplane.pb"))  # what TensorBoard reads
     assert any(tmp_path.glob("caches/supcon_jax/*/jit_train_step*"))
     header = ["run", "top-1", "k-NN", "passes", "time", "images/s"]
     assert done.stdout.splitlines()[0].split() == header
@@ -363,4 +370,4 @@ def test_checkpoints_of_another_model_are_refused(finished):
     checkpoints.close()
     assert len(said) == 2
     assert "it is of another model" in said[0]
-    assert "([4], 'float32') there, ([8], 'float32') here" in said[0]
+    assert "([4] float32 there, [8] float32 here)" in said[0]

@@ -149,15 +149,19 @@ def _digits(split: str, *, shape: tuple[int, int, int], **_: Any) -> Source:
     chosen = splits[split]
     eight_bit = np.round(pixels[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     options = {"size": shape[0], "channels": shape[2]}
-    images = np.stack([fit(Image.fromarray(image), **options) for image in eight_bit])
     targets = labels[chosen].astype(np.int32)
+
+    def load(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = [fit(Image.fromarray(image), **options) for image in eight_bit[indices]]
+        return np.stack(images), targets[indices]
+
     names = tuple(str(digit) for digit in range(10))
     return Source(
         f"digits/{split}",
         len(chosen),
         names,
         shape,
-        lambda indices: (images[indices], targets[indices]),
+        load,
         lambda: targets,
     )
 

@@ -11,6 +11,7 @@ from supcon_jax import config as configuration
 from supcon_jax.data import prepare
 from supcon_jax.data.datasets import DATASETS, dataset
 from supcon_jax.data.sources import open_source
+from supcon_jax.validation import validate
 
 RECORD = Path(__file__).parents[2] / "experiments" / "data_statistics" / "results.json"
 MEASURED = ("digits", "fashion_mnist", "tiny_imagenet32", "imagenette")
@@ -21,7 +22,7 @@ def test_fields_are_those_of_the_configuration(name):
     config = configuration.base()
     ours = set(config.data) - {"dir", "holdout"}
     config.data.update(dataset(name))
-    configuration.validate(config)
+    validate(config)
     expected = {"source", "name", "train_split", "test_split", "load_size", "image_size"}
     assert set(dataset(name)) == expected | {"channels", "mean", "std"} <= ours
     assert all(0 < value < 1 for value in (*config.data.mean, *config.data.std))

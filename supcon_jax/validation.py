@@ -1,0 +1,204 @@
+"""What each field of a configuration may be: one line for what it may not."""
+
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from supcon_jax.config import STAGES, base, flatten, nearest
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "data.source": ("digits", "folder", "tfds"),
+    "data.channels": (1, 3),
+    "data.on_error": ("error", "skip"),
+    "model.name": ("resnet", "vit"),
+    "model.depth": (10, 18, 34, 50, 101, 152, 200),
+    "model.stem": ("cifar", "imagenet"),
+    "model.first_shortcut": ("projection", "identity"),
+    "model.size": ("ti", "s", "b"),
+    "model.pool": ("token", "mean"),
+    "model.batch_norm": ("global", "local"),
+    "model.dtype": ("float32", "bfloat16"),
+    "objective.loss": ("supcon", "supcon_in"),
+    "objective.contrast_mode": ("all", "one"),
+    "objective.denominator_mode": ("all", "one_positive", "only_negatives"),
+    "objective.exchange": ("gather", "ring"),
+    "start_from": ("scratch", "previous"),
+    "optimizer.name": ("sgd", "nesterov", "lars", "rmsprop", "adamw"),
+    "optimizer.weight_decay_kind": ("l2", "decoupled", "lars"),
+    "optimizer.exclude": ("none", "norm", "norm_and_bias"),
+    "schedule.name": ("cosine", "exponential", "step", "constant"),
+    "augment.name": (
+        "crop_flip",
+        "sim_augment",
+        "auto_augment",
+        "rand_augment",
+        "stacked_rand_augment",
+    ),
+    "augment.jitter_form": ("torchvision", "tensorflow"),
+    "augment.table": ("imagenet", "cifar"),
+    "mix": ("none", "mixup", "cutmix"),
+    "head.kernel_init": ("lecun_normal", "glorot_uniform", "normal_0.01", "zeros"),
+    "frozen": ((), ("encoder",)),
+    **{f"{name}.objective.name": (base()[name].objective.name,) for name in STAGES},
+    **{f"{name}.head.name": (base()[name].head.name,) for name in STAGES},
+}
+
+ANY = float("inf")
+RANGES: dict[str, tuple[float, float]] = {  # both ends are allowed
+    "seed": (0, 2**31 - 1),
+    "data.load_size": (1, 8192),
+    "data.memory_limit_gb": (0, ANY),
+    "data.workers": (-1, 1024),
+    "data.fraction": (0, 1),
+    "data.per_class": (0, ANY),
+    "data.imbalance": (1, ANY),
+    "data.label_noise": (0, 1),
+    "model.patch": (1, 8192),
+    "model.groups": (1, ANY),
+    "model.group_width": (1, ANY),
+    "evaluation.every_epochs": (0, ANY),
+    "evaluation.batch_size": (1, ANY),
+    "evaluation.neighbours": (1, ANY),
+    "evaluation.references": (1, ANY),
+    "checkpoint.every_epochs": (0, ANY),
+    "checkpoint.keep": (1, 1000),
+    "log.every_steps": (1, ANY),
+    "views": (1, 1000),
+    "batch_size": (1, ANY),
+    "warmup_epochs": (0, ANY),
+    "samples_per_class": (0, ANY),
+    "skip_nonfinite": (0, ANY),
+    "queue.from_epoch": (0, ANY),
+    "objective.block_size": (0, ANY),
+    "objective.label_smoothing": (0, 1),
+    "augment.shift": (0, 8192),
+    "augment.cutout": (0, 8192),
+    "augment.layers": (0, 100),
+}
+POSITIVE = (
+    "model.width",
+    "evaluation.temperature",
+    "epochs",
+    "loss_scale",
+    "mix_alpha",
+    "objective.temperature",
+)
+TUPLES: dict[str, tuple[type, str]] = {  # what they hold
+    "stages": (str, "names of stages, such as ('supcon', 'linear')"),
+    "data.mean": (float, "numbers"),
+    "data.std": (float, "numbers"),
+    "head.layers": (int, "sizes, such as (2048, 128)"),
+    "optimizer.betas": (float, "two numbers"),
+    "schedule.boundaries": (float, "epochs"),
+    "augment.crop_area": (float, "two shares of the image"),
+    "augment.crop_ratio": (float, "two ratios"),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Check every value that has a fixed set of choices or a range.
+
+    Raises:
+      ValueError: one line with the field, what it may be, and what it is.
+    """
+    for path, value in flatten(config).items():
+        _check_value(path, value)
+    data = config.data
+    _require(0 <= data.holdout < 1, "data.holdout", "a share from 0 to below 1", data.holdout)
+    _require(
+        0 < data.image_size <= data.load_size,
+        "data.image_size",
+        f"from 1 to data.load_size ({data.load_size})",
+        data.image_size,
+    )
+    for field in ("mean", "std"):
+        values = data[field]
+        _require(len(values) == data.channels, f"data.{field}", f"{data.channels} numbers", values)
+    _require(len(config.stages) > 0, "stages", "one stage or more", config.stages)
+    for name in config.stages:
+        if name not in STAGES:
+            raise ValueError(f"config.stages: no stage {name!r}{nearest(name, STAGES)}")
+        _check_stage(name, config[name])
+    first = config.stages[0]
+    given = config[first].start_from == "scratch" or bool(config.model.weights)
+    expected = "scratch for the first stage, or config.model.weights the file of an encoder"
+    _require(given, f"{first}.start_from", expected, config[first].start_from)
+
+
+def _check_value(path: str, value: Any) -> None:
+    """One value by itself, by its path or that within its stage."""
+    within = path.partition(".")[2]
+
+    def entry(table: dict[str, Any]) -> Any:
+        return table.get(path, table.get(within))
+
+    if (choices := entry(CHOICES)) and value not in choices:
+        allowed = ", ".join(map(str, choices))
+        hint = nearest(str(value), map(str, choices))
+        raise ValueError(f"config.{path} must be one of {allowed}; got {value!r}{hint}")
+    if isinstance(value, float):
+        _require(math.isfinite(value), path, "finite", value)
+    if limits := entry(RANGES):
+        lowest, highest = limits
+        expected = f"{lowest} or more" if highest == ANY else f"from {lowest} to {highest}"
+        _require(lowest <= value <= highest, path, expected, value)
+    if path in POSITIVE or within in POSITIVE:
+        _require(value > 0, path, "positive", value)
+    if kinds := entry(TUPLES):
+        kind, expected = kinds
+        accepted = (int, float) if kind is float else kind
+        fits = all(isinstance(x, accepted) and (kind is str or math.isfinite(x)) for x in value)
+        _require(fits, path, expected, value)
+
+
+def _check_stage(name: str, stage: ConfigDict) -> None:
+    _require(0 <= stage.average < 1, f"{name}.average", "from 0 to below 1", stage.average)
+    parts, expected = stage.micro_batches, f"a divisor of the batch size {stage.batch_size}"
+    divides = parts > 0 and stage.batch_size % parts == 0
+    _require(divides, f"{name}.micro_batches", expected, parts)
+    _check_mix(name, stage)
+    if stage.objective.name == "contrastive":
+        _check_contrastive(name, stage)
+    if stage.queue.size != 0:
+        _check_queue(name, stage)
+
+
+def _check_contrastive(name: str, stage: ConfigDict) -> None:
+    cap, expected = stage.objective.positives_cap, "-1 or a multiple of the views"
+    multiple = cap == -1 or (cap >= 0 and cap % stage.views == 0)
+    _require(multiple, f"{name}.objective.positives_cap", expected, cap)
+    layers = stage.head.layers
+    _require(min(layers, default=0) > 0, f"{name}.head.layers", "one size or more", layers)
+    init = stage.head.kernel_init
+    _require(init != "zeros", f"{name}.head.kernel_init", "other than zeros, which stay so", init)
+
+
+def _check_queue(name: str, stage: ConfigDict) -> None:
+    queue, objective = stage.queue, stage.objective
+    contrastive = objective.name == "contrastive" and stage.views >= 2
+    expected = "0 but for a contrastive stage with two views or more"
+    _require(contrastive, f"{name}.queue.size", expected, queue.size)
+    keys = stage.batch_size * (stage.views - 1)
+    expected = f"0, or at least the {keys} features that a batch adds"
+    _require(queue.size >= keys, f"{name}.queue.size", expected, queue.size)
+    _require(0 <= queue.momentum < 1, f"{name}.queue.momentum", "from 0 to below 1", queue.momentum)
+    expected = "one beside a queue: the other views have no gradient"
+    mode = objective.contrast_mode
+    _require(mode == "one", f"{name}.objective.contrast_mode", expected, mode)
+    expected = "-1 beside a queue, whose positives all count"
+    cap = objective.positives_cap
+    _require(cap == -1, f"{name}.objective.positives_cap", expected, cap)
+
+
+def _check_mix(name: str, stage: ConfigDict) -> None:
+    if stage.mix == "none":
+        return
+    one_label = stage.objective.name == "cross_entropy" and stage.views == 1
+    expected = "none but for cross_entropy with one view: a mixed image has no class of its own"
+    _require(one_label, f"{name}.mix", expected, stage.mix)
+
+
+def _require(condition: bool, field: str, expected: str, value: Any) -> None:
+    if not condition:
+        raise ValueError(f"config.{field} must be {expected}; got {value!r}")
