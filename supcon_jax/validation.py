@@ -84,15 +84,15 @@ POSITIVE = (
     "mix_alpha",
     "objective.temperature",
 )
-TUPLES: dict[str, tuple[type, str]] = {  # what they hold
-    "stages": (str, "names of stages, such as ('supcon', 'linear')"),
-    "data.mean": (float, "numbers"),
-    "data.std": (float, "numbers"),
-    "head.layers": (int, "sizes, such as (2048, 128)"),
-    "optimizer.betas": (float, "two numbers"),
-    "schedule.boundaries": (float, "epochs"),
-    "augment.crop_area": (float, "two shares of the image"),
-    "augment.crop_ratio": (float, "two ratios"),
+TUPLES: dict[str, tuple[type, int, str]] = {  # type, length (0: any), and how a message calls it
+    "stages": (str, 0, "names of stages, such as ('supcon', 'linear')"),
+    "data.mean": (float, 0, "numbers"),
+    "data.std": (float, 0, "numbers"),
+    "head.layers": (int, 0, "sizes, such as (2048, 128)"),
+    "optimizer.betas": (float, 2, "two numbers"),
+    "schedule.boundaries": (float, 0, "epochs"),
+    "augment.crop_area": (float, 2, "two shares of the image"),
+    "augment.crop_ratio": (float, 2, "two ratios"),
 }
 
 
@@ -129,27 +129,29 @@ def validate(config: ConfigDict) -> None:
 def _check_value(path: str, value: Any) -> None:
     """One value by itself, by its path or that within its stage."""
     within = path.partition(".")[2]
-
-    def entry(table: dict[str, Any]) -> Any:
-        return table.get(path, table.get(within))
-
-    if (choices := entry(CHOICES)) and value not in choices:
+    if (choices := CHOICES.get(path, CHOICES.get(within))) and value not in choices:
         allowed = ", ".join(map(str, choices))
         hint = nearest(str(value), map(str, choices))
         raise ValueError(f"config.{path} must be one of {allowed}; got {value!r}{hint}")
     if isinstance(value, float):
         _require(math.isfinite(value), path, "finite", value)
-    if limits := entry(RANGES):
+    if limits := RANGES.get(path, RANGES.get(within)):
         lowest, highest = limits
         expected = f"{lowest} or more" if highest == ANY else f"from {lowest} to {highest}"
         _require(lowest <= value <= highest, path, expected, value)
     if path in POSITIVE or within in POSITIVE:
         _require(value > 0, path, "positive", value)
-    if kinds := entry(TUPLES):
-        kind, expected = kinds
-        accepted = (int, float) if kind is float else kind
-        fits = all(isinstance(x, accepted) and (kind is str or math.isfinite(x)) for x in value)
+    if expected_tuple := TUPLES.get(path, TUPLES.get(within)):
+        kind, length, expected = expected_tuple
+        fits = all(_is_of(kind, x) for x in value) and length in (0, len(value))
         _require(fits, path, expected, value)
+
+
+def _is_of(kind: type, value: Any) -> bool:
+    """An integer is a number too, and a number is finite."""
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, kind)
 
 
 def _check_stage(name: str, stage: ConfigDict) -> None:
