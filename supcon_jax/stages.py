@@ -111,7 +111,7 @@ def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
         loss_scale=stage.loss_scale,
         micro_batches=stage.micro_batches,
         independent=stage.objective.name in INDEPENDENT,
-        unroll=mesh.devices.flat[0].platform == "cpu",
+        unroll=config.model.name == "resnet" and mesh.devices.flat[0].platform == "cpu",
         average=stage.average,
         follow=_follow(stage, steps_per_epoch),
         log_every=config.log.every_steps,

@@ -7,10 +7,11 @@ A SupCon step of ResNet-18 (CIFAR stem), or of a ViT-Ti with patches of 4 pixels
 does one forward pass of the whole batch in training mode: the cache encodes everything twice, so
 1 + forward / direct step is the least that its time over the direct step's should be, about 4/3
 where a backward pass takes twice a forward one (less only where parts run faster than the whole
-batch, which is larger than the caches). Memory is the compiler's figure for temporary arrays. XLA's
-CPU backend runs the backward pass of convolutions many times more slowly inside of a loop than
-outside, so on a CPU it is the ViT that tells about the cache. On the first GPU where JAX finds one
-and else on the CPU. Writes gradient_cache.json and gradient_cache.md beside this file (--out).
+batch, which is larger than the caches). Memory is the compiler's figure for temporary arrays. On a
+CPU it is the ViT that tells about the cache: a ResNet's parts are compiled without a loop there,
+and the second encoding with its saving of memory is compiled away (docs/recipes.md). On the first
+GPU where JAX finds one and else on the CPU. Writes gradient_cache.json and gradient_cache.md beside
+this file (--out).
 """
 
 import argparse
