@@ -2,7 +2,7 @@
 
     pip install "jax[tpu]"  # needs no TPU: its compiler works on any host
     python experiments/scaling/run.py --topology v5e:16x16 --config configs/resnet50.py
-    python experiments/scaling/run.py --topology v5e:2x4 --batch 512 1024 --remat
+    python experiments/scaling/run.py --topology v5e:2x4 --remat --micro_batches 2 4 8
     python experiments/scaling/run.py --topology v5p:8x16x16 --batch 6144 65536 --loss_only
 
 The whole step of the first stage is compiled for every topology, batch, exchange and block size,
@@ -25,7 +25,16 @@ from hardware import CHIPS, floor
 HERE = Path(__file__).parent
 RECORDS = HERE / "records.jsonl"
 WRITTEN = ("records.jsonl", "table.md", "scaling.png")
-KEY = ("topology", "config", "batch", "exchange", "block_size", "remat", "loss_only")
+KEY = (
+    "topology",
+    "config",
+    "batch",
+    "exchange",
+    "block_size",
+    "remat",
+    "micro_batches",
+    "loss_only",
+)
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +45,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     config = configuration.load(case["config"])
     name = config.stages[0]
     stage = config[name]
-    stage.batch_size = case["batch"]
+    stage.update(batch_size=case["batch"], micro_batches=case["micro_batches"])
     config.model.remat = case["remat"]
     if stage.objective.name == "contrastive":
         stage.objective.update(exchange=case["exchange"], block_size=case["block_size"])
@@ -93,18 +102,17 @@ def circumstances() -> dict[str, Any]:
 
 
 def read() -> list[dict[str, Any]]:
-    return (
-        [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
-    )
+    lines = RECORDS.read_text().splitlines() if RECORDS.exists() else []
+    return [{"micro_batches": 1, **json.loads(line)} for line in lines]
 
 
 def table(records: list[dict[str, Any]]) -> str:
     """One row a record, in Markdown."""
-    names = ["topology", "recipe", "images", "exchange", "block", "remat", "GB a chip", "TFLOP",
-             "MB sent", "floor ms", "limit"]  # fmt: skip
+    names = ["topology", "recipe", "images", "exchange", "block", "remat", "parts", "GB a chip",
+             "TFLOP", "MB sent", "floor ms", "limit"]  # fmt: skip
     lines = [
         "| " + " | ".join(names) + " |",
-        "| --- | --- | ---: | --- |" + " ---: |" * 6 + " --- |",
+        "| --- | --- | ---: | --- |" + " ---: |" * 7 + " --- |",
     ]
     for record in sorted(records, key=_place):
         found = record["loss" if record["loss_only"] else "step"]
@@ -117,6 +125,7 @@ def table(records: list[dict[str, Any]]) -> str:
             record["exchange"],
             block,
             remat,
+            str(record["micro_batches"]),
         ]
         lines += ["| " + " | ".join([*cells, *_figures(record, found)]) + " |"]
     return "\n".join(lines) + "\n"
@@ -124,12 +133,16 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def _place(record: dict[str, Any]) -> tuple[Any, ...]:
     return (record["loss_only"], record["config"], record["topology"].partition(":")[0],
-            record["chips"], record["batch"], record["exchange"], record["remat"])  # fmt: skip
+            record["chips"], record["batch"], record["exchange"], record["remat"],
+            record["micro_batches"])  # fmt: skip
 
 
 def _figures(record: dict[str, Any], found: dict[str, Any]) -> list[str]:
     if not found["fits"]:
         return [f"needs {found['peak'] / 1e9:.1f} of {found['available'] / 1e9:.1f}", *["-"] * 4]
+    if record["micro_batches"] > 1:  # XLA counts the operations of a loop's body once
+        sent = f"{found['sent'] / 1e6:.1f}"
+        return [f"{found['peak'] / 1e9:.3g}", "-", sent, "-", "-"]
     seconds, limit = least(record, found)
     return [
         f"{found['peak'] / 1e9:.3g}",
@@ -159,7 +172,7 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
         lines: dict[str, list[tuple[int, float, float]]] = {}
         for record in records:
             found = record.get(program)
-            if found and found["fits"]:
+            if found and found["fits"] and record["micro_batches"] == 1:
                 name = _line(record, program)
                 point = (record["chips"], 1e3 * least(record, found)[0], found["peak"] / 1e9)
                 lines.setdefault(name, []).append(point)
@@ -193,16 +206,17 @@ def main() -> None:
     parser.add_argument("--exchange", nargs="+", default=["gather"], choices=("gather", "ring"))
     parser.add_argument("--block_size", type=int, nargs="+", default=[0], help="0: as in training")
     parser.add_argument("--remat", action="store_true", help="activations are computed again")
+    parser.add_argument("--micro_batches", type=int, nargs="+", default=[1])
     parser.add_argument("--loss_only", action="store_true", help="not the whole step")
     options = parser.parse_args()
     from supcon_jax import config as configuration
 
     recipe = configuration.load(options.config)
     batches = options.batch or [recipe[recipe.stages[0]].batch_size]
-    for topology, batch, exchange, block_size in itertools.product(
-        options.topology, batches, options.exchange, options.block_size
+    for topology, batch, exchange, block_size, parts in itertools.product(
+        options.topology, batches, options.exchange, options.block_size, options.micro_batches
     ):
-        values = (topology, options.config, batch, exchange, block_size, options.remat,
+        values = (topology, options.config, batch, exchange, block_size, options.remat, parts,
                   options.loss_only)  # fmt: skip
         case = dict(zip(KEY, values, strict=True))
         if any(all(record[name] == case[name] for name in KEY) for record in read()):
