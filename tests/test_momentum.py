@@ -84,7 +84,7 @@ def in_plain_python(state, step, count, *, use_labels=True, views=2, keep_from=0
 
 @pytest.mark.parametrize(
     ("devices", "use_labels", "views", "keep_from"),
-    [(1, True, 2, 0), (4, True, 2, 1), slow(2, False, 2, 0), slow(2, True, 3, 0)],
+    [slow(1, True, 2, 0), (4, True, 2, 1), slow(2, False, 2, 0), slow(2, True, 3, 0)],
 )
 def test_steps_are_those_of_plain_python(x64, mesh_of, devices, use_labels, views, keep_from):
     options = dict(use_labels=use_labels, views=views, keep_from=keep_from)
@@ -118,6 +118,7 @@ def test_rows_count_once_they_are_filled(mesh_of):
     assert filled == [0, 0, 16, 32, 40]
 
 
+@pytest.mark.slow
 def test_gradient_cache_gives_the_same_with_a_queue(x64, mesh_of):
     """Without batch statistics, so that parts do not differ from the whole."""
     whole, parts = (

@@ -125,6 +125,7 @@ def stop_after(monkeypatch, stage, step):
     monkeypatch.setattr(Recorder, "add", add)
 
 
+@pytest.mark.slow
 def test_resumed_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
     whole, expected = finished
     for stage, step in (("supcon", 4), ("supcon", 8), ("linear", 3)):
