@@ -44,4 +44,5 @@ class Traced:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
-            warn(f"a trace of {self._calls - self.FIRST + 1} steps is in {self._folder}")
+            where = Path(*self._folder.parts[-2:])
+            warn(f"a trace of {self._calls - self.FIRST + 1} steps is in the workdir's {where}")

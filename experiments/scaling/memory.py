@@ -42,9 +42,9 @@ def main() -> None:
     source = plan.stand_in(config, options.batch)
     stage = stages.build_stage(config, "supcon", stages.Data(*[source] * 4), mesh)
     image = (config.data.image_size, config.data.image_size, config.data.channels)
-    average = config.supcon.average > 0
+    carried = stages.carried(config.supcon)
     shapes = (
-        plan.abstract_state(stage.model, stage.tx, image, average, mesh),
+        plan.abstract_state(stage.model, stage.tx, image, carried, mesh),
         plan.abstract_batch(config, "supcon", source, mesh),
     )
     planned = plan.plan_stage(config, "supcon", mesh).peak
