@@ -25,10 +25,10 @@ Batch = Mapping[str, Array]
 Outputs = Float[Array, "b v k"]
 # (params, batch_stats, batch) -> outputs, batch_stats
 Encode = Callable[[PyTree, PyTree, Batch], tuple[Outputs, PyTree]]
-# (outputs, batch) -> the value that is differentiated, the one that is reported
-Loss = Callable[[Outputs, Batch], tuple[Array, Array]]
-# (params, batch_stats, batch) -> gradient, (loss, outputs, batch_stats)
-Gradient = Callable[[PyTree, PyTree, Batch], tuple[PyTree, tuple[Array, Outputs, PyTree]]]
+# (outputs, batch) -> the value that is differentiated, those that are reported
+Loss = Callable[[Outputs, Batch], tuple[Array, PyTree]]
+# (params, batch_stats, batch) -> gradient, (reported, outputs, batch_stats)
+Gradient = Callable[[PyTree, PyTree, Batch], tuple[PyTree, tuple[PyTree, Outputs, PyTree]]]
 
 
 def gradient_of(
@@ -44,7 +44,7 @@ def gradient_of(
 
     Args:
       encode: `(params, batch_stats, batch) -> outputs [b, v, k], batch_stats`.
-      loss: `(outputs, batch) -> scaled, value`; the sum over devices is inside.
+      loss: `(outputs, batch) -> scaled, reported`; the sums over devices are inside.
       axis_name: mapped axis that the batch is split over, or None.
       micro_batches: number of parts, 1 for the whole batch at once; must divide the batch of a
         device.
@@ -54,8 +54,8 @@ def gradient_of(
         encoded twice, and keeps its activations instead.
 
     Returns:
-      `(params, batch_stats, batch) -> gradient of scaled, (value, outputs, batch_stats)`. Gradient
-      and value are over all devices; the statistics may differ between devices.
+      `(params, batch_stats, batch) -> gradient of scaled, (reported, outputs, batch_stats)`.
+      Gradient and reported values are over all devices; the statistics may differ between devices.
 
     Raises:
       ValueError: when called, if the parts do not divide the batch.
@@ -74,10 +74,10 @@ def gradient_of(
 def _direct(encode: Encode, loss: Loss) -> Gradient:
     def composed(
         params: PyTree, batch_stats: PyTree, batch: Batch
-    ) -> tuple[Array, tuple[Array, Outputs, PyTree]]:
+    ) -> tuple[Array, tuple[PyTree, Outputs, PyTree]]:
         outputs, batch_stats = encode(params, batch_stats, batch)
-        scaled, value = loss(outputs, batch)
-        return scaled, (value, outputs, batch_stats)
+        scaled, reported = loss(outputs, batch)
+        return scaled, (reported, outputs, batch_stats)
 
     return jax.grad(composed, has_aux=True)
 
@@ -115,22 +115,23 @@ def _accumulated(
 
     def over_parts(
         params: PyTree, batch_stats: PyTree, batch: Batch
-    ) -> tuple[PyTree, tuple[Array, Outputs, PyTree]]:
+    ) -> tuple[PyTree, tuple[PyTree, Outputs, PyTree]]:
         params, batch_stats = _of_device((params, batch_stats), axis_name)
 
         def add(carry: tuple[PyTree, PyTree], part: Batch) -> tuple:
             total, batch_stats = carry
-            grads, (value, outputs, batch_stats) = gradient(params, batch_stats, part)
-            return (jax.tree.map(jnp.add, total, grads), batch_stats), (value, outputs)
+            grads, (reported, outputs, batch_stats) = gradient(params, batch_stats, part)
+            return (jax.tree.map(jnp.add, total, grads), batch_stats), (reported, outputs)
 
         start = (jax.tree.map(jnp.zeros_like, params), batch_stats)
-        summed: tuple[Any, tuple[Array, Array]] = jax.lax.scan(
+        summed: tuple[Any, tuple[PyTree, Array]] = jax.lax.scan(
             add, start, _parts(batch, micro_batches), unroll=unroll
         )
-        (total, batch_stats), (values, outputs) = summed
+        (total, batch_stats), (reported, outputs) = summed
         total = total if axis_name is None else jax.lax.psum(total, axis_name)
         grads = jax.tree.map(lambda x: x / micro_batches, total)
-        return grads, (values.mean(), _joined(outputs), batch_stats)
+        reported = jax.tree.map(lambda x: x.mean(0), reported)
+        return grads, (reported, _joined(outputs), batch_stats)
 
     return over_parts
 

@@ -430,13 +430,12 @@ def _cells(plan: StagePlan) -> dict[str, str]:
 
 
 def _sent(step: Figures) -> dict[str, str]:
-    always = sent_by_kind(one for one in step.collectives if not one.branch)
-    cells = {"sent by a device, a step": _bytes(sum(sent for _, sent in always.values()))}
+    found = sent_by_kind(step.collectives)
+    cells = {"sent by a device, a step": _bytes(sum(sent for _, sent in found.values()))}
     for kind in SENT:
-        count, sent = always.get(kind, (0, 0))
+        count, sent = found.get(kind, (0, 0))
         cells[f"  by {kind}"] = f"{_bytes(sent)} in {count:,}" if count else "0 B"
-    logged = sum(one.bytes for one in step.collectives if one.branch)
-    return cells | {"  more where metrics are logged": _bytes(logged)}
+    return cells
 
 
 def _bytes(count: float) -> str:

@@ -40,7 +40,6 @@ class Collective(NamedTuple):
     kind: str
     times: int
     bytes: float  # that a device sends in all
-    branch: bool  # inside a branch of a condition: not at every step
 
 
 class Figures(NamedTuple):
@@ -151,7 +150,7 @@ def collectives(hlo: str, devices: int) -> list[Collective]:
 
     `bytes` are those that one device sends in the usual ring algorithms: (n - 1) / n of the whole
     for all-gather and reduce-scatter, twice that for all-reduce, all of its operand for a
-    permutation. Loops count as often as XLA knows them to run.
+    permutation. Loops count as often as XLA knows them to run, and every branch of a condition once.
 
     Args:
       hlo: text of the program.
@@ -161,27 +160,27 @@ def collectives(hlo: str, devices: int) -> list[Collective]:
       One entry for each operation in the text.
     """
     bodies, entry = _computations(hlo)
-    times: dict[tuple[str, bool], int] = defaultdict(int)
+    times: dict[str, int] = defaultdict(int)
 
-    def visit(name: str, count: int, branch: bool) -> None:
-        times[name, branch] += count
+    def visit(name: str, count: int) -> None:
+        times[name] += count
         for line in bodies.get(name, []):
             trips = _trips(line, bodies)
             for inner in CALLED.findall(line):
-                visit(inner, count * trips, branch)
+                visit(inner, count * trips)
             listed = BRANCHES.search(line)
             branches = re.findall(r"[\w.\-]+", listed[1]) if listed else BRANCH.findall(line)
             for inner in branches:
-                visit(inner, count, True)
+                visit(inner, count)
 
-    visit(entry, 1, False)
+    visit(entry, 1)
     found = []
-    for (name, branch), count in times.items():
+    for name, count in times.items():
         for line in bodies.get(name, []):
             if match := OPERATION.search(line):
                 kind, shapes = match[2], match[1]
                 sent = SENT[kind](_bytes(shapes, of_pair=bool(match[3]), kind=kind), devices)
-                found.append(Collective(kind, count, count * sent, branch))
+                found.append(Collective(kind, count, count * sent))
     return found
 
 

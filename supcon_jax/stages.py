@@ -114,7 +114,6 @@ def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
         unroll=config.model.name == "resnet" and mesh.devices.flat[0].platform == "cpu",
         average=stage.average,
         follow=_follow(stage, steps_per_epoch),
-        log_every=config.log.every_steps,
         axis_name=parallel.AXIS,
     )
     training = skipping(training) if stage.skip_nonfinite else training

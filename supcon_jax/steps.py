@@ -35,7 +35,6 @@ def train_step(
     unroll: bool = False,
     average: float = 0.0,
     follow: Callable[..., dict[str, Any]] | None = None,
-    log_every: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Augment, forward, loss, gradient, update.
@@ -55,17 +54,16 @@ def train_step(
       average: decay of the moving average of the parameters, 0 for none.
       follow: rule of the momentum encoder and its queue, see `momentum.follow`; the views after
         the first pass through that encoder. None: no such encoder.
-      log_every: the objective's metrics are computed at these steps only, and are 0 at others.
       axis_name: mapped axis that the batch is split over, or None.
 
     Returns:
       The next state and the metrics: "loss", "grad_norm" and the objective's, over all devices.
     """
 
-    def mean(values: Array, weights: Array) -> Array:
-        sums = (jnp.sum(values * weights), jnp.sum(weights))
-        total, count = sums if axis_name is None else jax.lax.psum(sums, axis_name)
-        return total / jnp.maximum(count, 1)
+    def means(weighted: Metrics) -> dict[str, Array]:
+        sums = {k: (jnp.sum(values * w), jnp.sum(w)) for k, (values, w) in weighted.items()}
+        sums = sums if axis_name is None else jax.lax.psum(sums, axis_name)
+        return {k: total / jnp.maximum(count, 1) for k, (total, count) in sums.items()}
 
     def encode(params: PyTree, batch_stats: PyTree, part: Batch) -> tuple[Array, PyTree]:
         views = augment(example_keys(state, part["position"]), part)
@@ -77,16 +75,16 @@ def train_step(
         keys, _ = forward(model, variables, views[:, 1:])
         return jnp.concatenate([queries, jax.lax.stop_gradient(keys)], 1), batch_stats
 
-    def scaled_loss(outputs: Array, part: Batch) -> tuple[Array, Array]:
-        losses, weights, _ = objective(outputs, part, state.aux)
-        loss = mean(losses, weights)  # the sum over devices belongs inside of the gradient
-        return loss_scale * loss, loss
+    def scaled_loss(outputs: Array, part: Batch) -> tuple[Array, dict[str, Array]]:
+        losses, weights, metrics = objective(outputs, part, state.aux)
+        measured = means({"loss": (losses, weights), **jax.lax.stop_gradient(metrics)})
+        return loss_scale * measured["loss"], measured
 
     parts = partial(
         gradient_of, micro_batches=micro_batches, independent=independent, unroll=unroll
     )
     gradient = parts(encode, scaled_loss, axis_name)
-    grads, (loss, outputs, batch_stats) = gradient(state.params, state.batch_stats, batch)
+    grads, (metrics, outputs, batch_stats) = gradient(state.params, state.batch_stats, batch)
     if axis_name is not None:  # local batch norm: the running statistics are averaged
         batch_stats = jax.lax.pmean(batch_stats, axis_name)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -96,13 +94,7 @@ def train_step(
     if follow is not None:
         aux = follow(aux, params, outputs[:, 1:], batch["label"], state.step, axis_name=axis_name)
 
-    def measure() -> dict[str, Array]:
-        metrics: Metrics = objective(outputs, batch, state.aux)[2]
-        return {name: mean(values, weights) for name, (values, weights) in metrics.items()}
-
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measure))
-    measured = jax.lax.cond((state.step + 1) % log_every == 0, measure, lambda: nothing)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads) / loss_scale, **measured}
+    metrics["grad_norm"] = optax.tree.norm(grads) / loss_scale
     state = state.replace(
         step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, aux=aux
     )

@@ -54,7 +54,6 @@ def test_collectives_have_their_known_sizes(devices, operation, kind, sent, mesh
     found = figures_of(operation, mesh_of(devices), (64 * devices, 32))
     assert [(one.kind, one.times) for one in found.collectives] == [(kind, 1)]
     assert found.collectives[0].bytes == pytest.approx(sent(devices))
-    assert not found.collectives[0].branch
 
 
 def test_a_loop_counts_as_often_as_it_runs(mesh_of):
@@ -66,14 +65,14 @@ def test_a_loop_counts_as_often_as_it_runs(mesh_of):
     assert programs.sent_by_kind(found.collectives) == {"collective-permute": (7, 7 * 4096)}
 
 
-def test_what_is_in_a_branch_counts_apart(mesh_of):
+def test_what_is_in_a_branch_counts_once(mesh_of):
     def sometimes(x):
         total = jax.lax.psum(x, "data")
         often = jnp.max(total) > 1
         return jax.lax.cond(often, lambda: jax.lax.psum(jnp.sin(x), "data"), lambda: total)
 
     found = figures_of(sometimes, mesh_of(2), (64, 32))
-    assert sorted(one.branch for one in found.collectives) == [False, True]
+    assert programs.sent_by_kind(found.collectives) == {"all-reduce": (2, 2 * 4096)}
 
 
 STARTS = """
@@ -145,7 +144,7 @@ def slow(*values):
 def test_cost_model_is_what_a_step_sends(devices, config, mesh_of):
     """Within 2 %: XLA merges the sums of some batch norms' gradients with their moments'."""
     found = plan.plan_stage(config, "supcon", mesh_of(devices))
-    sent = sum(one.bytes for one in found.step.collectives if not one.branch)
+    sent = sum(one.bytes for one in found.step.collectives)
     assert sum(found.model.values()) == pytest.approx(sent, rel=0.02)
     local = config.copy_and_resolve_references()
     local.model.batch_norm = "local"
@@ -342,7 +341,7 @@ for options in (dict(), dict(block_size=32), dict(exchange="ring"),
     sent = sum(one.bytes for one in found.loss.collectives)
     print(found.devices, found.loss.flops > 0, sent / found.model["features"])
     if not options:
-        sent = sum(one.bytes for one in found.step.collectives if not one.branch)
+        sent = sum(one.bytes for one in found.step.collectives)
         print(found.parameters, found.step.flops > 1e6, sent / sum(found.model.values()))
 """
 

@@ -35,7 +35,7 @@ def measure(devices: int, form: str) -> dict[str, Any]:
     mesh = parallel.make_mesh(jax.devices()[:devices])
     found = plan.plan_stage(config, "supcon", mesh)
     assert isinstance(found.step, Figures)
-    sent = sent_by_kind(one for one in found.step.collectives if not one.branch)
+    sent = sent_by_kind(found.step.collectives)
     reduced = sent.pop("all-reduce")[1]
     model = found.model
     return {

@@ -41,7 +41,7 @@ def runner(count: int, exchange: str) -> tuple[Any, dict[str, float]]:
     batch = next(stages.batches(stage, 0, config, data.train, mesh))
     found = plan.plan_stage(config, "supcon", mesh)
     assert isinstance(found.step, Figures)
-    sent = sum(one.bytes for one in found.step.collectives if not one.branch)
+    sent = sum(one.bytes for one in found.step.collectives)
 
     def run() -> float:
         nonlocal state

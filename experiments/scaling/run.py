@@ -70,8 +70,8 @@ def figures(found: Any) -> dict[str, Any]:
 
     if isinstance(found, DoesNotFitError):
         return {"fits": False, "peak": round(found.needed), "available": round(found.available)}
-    always = sent_by_kind(one for one in found.collectives if not one.branch)
-    sent = sum(size for _, size in always.values())
+    kinds = sent_by_kind(found.collectives)
+    sent = sum(size for _, size in kinds.values())
     return {
         "fits": True,
         "peak": found.peak,
@@ -80,7 +80,7 @@ def figures(found: Any) -> dict[str, Any]:
         "flops": found.flops,
         "accessed": found.accessed,
         "sent": round(sent),
-        "collectives": {kind: [count, round(size)] for kind, (count, size) in always.items()},
+        "collectives": {kind: [count, round(size)] for kind, (count, size) in kinds.items()},
     }
 
 
