@@ -150,7 +150,7 @@ def collectives(hlo: str, devices: int) -> list[Collective]:
 
     `bytes` are those that one device sends in the usual ring algorithms: (n - 1) / n of the whole
     for all-gather and reduce-scatter, twice that for all-reduce, all of its operand for a
-    permutation. Loops count as often as XLA knows them to run, and every branch of a condition once.
+    permutation. Loops count as often as XLA knows them to run, each branch of a condition once.
 
     Args:
       hlo: text of the program.
