@@ -32,7 +32,7 @@ from supcon_jax.programs import (
     sent_by_kind,
     tpu_devices,
 )
-from supcon_jax.stages import Data, build_stage, carried
+from supcon_jax.stages import Data, build_stage, carried, check_batch
 from supcon_jax.state import from_variables
 from supcon_jax.validation import validate
 
@@ -111,7 +111,9 @@ def plan_stage(config: ConfigDict, name: str, mesh: Mesh, step: bool = True) -> 
     """
     of_stage = config[name]
     source = stand_in(config, of_stage.batch_size)
-    stage = build_stage(config, name, Data(source, source, source, source), mesh)
+    data = Data(source, source, source, source)
+    check_batch(config, name, data, mesh)
+    stage = build_stage(config, name, data, mesh)
     size = config.data.image_size
     shape = (size, size, config.data.channels)
     state = abstract_state(stage.model, stage.tx, shape, carried(of_stage), mesh)

@@ -86,7 +86,6 @@ def open_data(config: ConfigDict) -> Data:
 def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
     """Model, optimizer, objective and the two compiled steps of a stage."""
     stage = config[name]
-    _check_batch_size(name, stage.batch_size, stage.micro_batches, data.train, mesh)
     if stage.samples_per_class:
         sizes = {"batch_size": stage.batch_size, "samples_per_class": stage.samples_per_class}
         if warning := pipeline.check_balance(data.train, **sizes):
@@ -192,13 +191,18 @@ def _follow(stage: ConfigDict, steps_per_epoch: int) -> Callable[..., dict[str, 
     return partial(momentum.follow, decay=stage.queue.momentum, keep_from=keep_from)
 
 
-def _check_batch_size(
-    name: str, batch_size: int, micro_batches: int, train: Source, mesh: Mesh
-) -> None:
-    if batch_size > train.size:
+def check_batch(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> None:
+    """Check that the training images fill the batch of a stage, and its parts the devices.
+
+    Raises:
+      ValueError: they do not; the message has a size that would do.
+    """
+    batch_size, micro_batches = config[name].batch_size, config[name].micro_batches
+    if batch_size > data.train.size:
         raise ValueError(
-            f"config.{name}.batch_size={batch_size} is larger than the {train.size} training "
-            f"images of {train.name}; set it to {train.size // mesh.size * mesh.size} or less"
+            f"config.{name}.batch_size={batch_size} is larger than the {data.train.size} training "
+            f"images of {data.train.name}; set it to {data.train.size // mesh.size * mesh.size} or "
+            "less"
         )
     parts = mesh.size * micro_batches
     if batch_size % parts:

@@ -8,32 +8,26 @@ A run that was stopped goes on from its last checkpoint when started again with 
 """
 
 import json
-import os
-import platform
-import sys
-import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
-from logging import getLogger
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jax
-from absl import app, flags, logging
+from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
+from supcon_jax import command, parallel, plan, report
 from supcon_jax import config as configuration
-from supcon_jax import parallel, plan, report
 from supcon_jax.checkpoints import Checkpoints
 from supcon_jax.data import pipeline
 from supcon_jax.evaluation.embed import Embedded, embed, knn_accuracy, top_k_accuracy
-from supcon_jax.interruption import Interruptions, Stopped
+from supcon_jax.interruption import Interruptions
 from supcon_jax.logs import Logs, Recorder, read_metrics, warn
 from supcon_jax.profiling import Traced
-from supcon_jax.stages import Data, Stage, batches, build_stage, create, open_data
+from supcon_jax.stages import Data, Stage, batches, build_stage, check_batch, create, open_data
 from supcon_jax.state import TrainState
 from supcon_jax.validation import validate
 from supcon_jax.workdir import check_config, claimed, write_whole
@@ -72,6 +66,8 @@ def train_and_evaluate(
         interruptions = stack.enter_context(Interruptions().caught())
         mesh = parallel.make_mesh()
         data = open_data(config)
+        for name in config.stages:
+            check_batch(config, name, data, mesh)
         stages = [build_stage(config, name, data, mesh) for name in config.stages]
         if not allow_config_change:
             check_config(workdir, plain)
@@ -257,12 +253,8 @@ _PLAN = flags.DEFINE_bool("plan", False, "Print what the recipe needs and sends;
 _TOPOLOGY = flags.DEFINE_string("topology", "", "Plan for a TPU slice, such as v5e:16x16.")
 _MEMORY = flags.DEFINE_float("memory_gb", 0.0, "Plan, and find the largest batch that fits.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
-TOO_LARGE = (
-    "Less is needed with a smaller batch_size, with micro_batches, --config.model.remat=True or "
-    "--config.model.dtype=bfloat16; the same command with --plan --memory_gb=GB tells what fits"
-)
-EXPECTED = (ValueError, OSError, FloatingPointError)
-MISTYPED = (*EXPECTED, TypeError, KeyError, AttributeError, flags.Error)  # what parsing raises
+# what parsing raises
+MISTYPED = (*command.EXPECTED, TypeError, KeyError, AttributeError, flags.Error)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -272,16 +264,18 @@ def parse(argv: list[str]) -> list[str]:
         flags.DEFINE_string("config", None, "Recipe file, or the name of a shipped one; [:RECIPE].")
         if any(argument.lstrip("-").startswith("help") for argument in argv[1:]):
             return flags.FLAGS(rest)
-        _fail(ValueError("no --config, such as --config configs/digits.py; --help tells more"))
+        command.fail(
+            ValueError("no --config, such as --config configs/digits.py; --help tells more")
+        )
     try:
         config = configuration.load(name)
         configuration.check_names(config, rest)
         config_flags.DEFINE_config_dict("config", config, sys_argv=rest)
         remaining = flags.FLAGS(rest)
     except MISTYPED as error:
-        _fail(error, debug="--debug" in argv)
+        command.fail(error, debug="--debug" in argv)
     if len(remaining) > 1:
-        _fail(ValueError(f"not understood: {' '.join(remaining[1:])}"))
+        command.fail(ValueError(f"not understood: {' '.join(remaining[1:])}"))
     if flags.FLAGS.workdir is None:
         file, _, recipe = name.partition(":")
         flags.FLAGS["workdir"].value = f"runs/{Path(file).stem}-{recipe or 'supcon'}"
@@ -304,13 +298,10 @@ def main(argv: list[str]) -> None:
     """The command: a table at the end, or one line that says what is wrong."""
     del argv
     if not flags.FLAGS["verbosity"].present:
-        # Orbax tells every step of a save, and a thousand lines beside the error of a full disk.
-        logging.set_verbosity(logging.FATAL)
-        getLogger("asyncio").setLevel("CRITICAL")
-        sys.unraisablehook = lambda unraisable: None
-    _keep_compiled_programs()
+        command.quieten()
+    command.keep_compiled_programs()
     workdir = Path(flags.FLAGS.workdir)
-    try:
+    with command.errors_in_one_line(_DEBUG.value):
         if _PLAN.value or _TOPOLOGY.value or _MEMORY.value:  # each asks for a plan
             print(plan.report(flags.FLAGS.config, _TOPOLOGY.value, _MEMORY.value))
             return
@@ -325,45 +316,6 @@ def main(argv: list[str]) -> None:
         )
         if parallel.is_writer():
             print(report.table([workdir]))
-    except EXPECTED as error:
-        _fail(error, _DEBUG.value)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        first = str(error).splitlines()[0][:200].rstrip(".")
-        _fail(MemoryError(f"{first}. {TOO_LARGE}"), _DEBUG.value)
-    except Stopped as stopped:
-        warn(f"{stopped}; the same command goes on from the last checkpoint")
-        sys.exit(128 + stopped.number)
-    except KeyboardInterrupt:  # of one of several processes
-        sys.exit("interrupted; the same command goes on from the last checkpoint")
-
-
-def _keep_compiled_programs() -> None:
-    """On disk, so that a run that is started again does not compile again; one folder for each kind
-    of CPU, because the key of a program does not tell them apart.
-    """
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        file = Path("/proc/cpuinfo")
-        lines = file.read_text().splitlines() if file.exists() else [platform.processor()]
-        features = next(
-            (line for line in lines if line.startswith(("flags", "Features"))), lines[0]
-        )
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(caches, "supcon_jax", f"{zlib.crc32(features.encode()):08x}")
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def _fail(error: Exception, debug: bool = False) -> NoReturn:
-    if debug:
-        raise error
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print(f"error: {text}", file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
-        os._exit(
-            1
-        )  # at once: an orderly end waits for the other processes, which wait for this one
-    sys.exit(1)
 
 
 def run() -> None:

@@ -51,6 +51,8 @@ def built(config, mesh):
     """All stages, as `train_and_evaluate` builds them before it writes anything."""
     validation.validate(config)
     data = stages.open_data(config)
+    for name in config.stages:
+        stages.check_batch(config, name, data, mesh)
     return [stages.build_stage(config, name, data, mesh) for name in config.stages], data
 
 

@@ -289,7 +289,7 @@ def test_topologies_that_cannot_be_had_say_what_to_do(said, expected, monkeypatc
 def test_the_table_fits_a_terminal():
     figures = programs.Figures(
         10**11, 10**11, 10**12, 1e18, 1e12,
-        tuple(programs.Collective(kind, 10**4, 1e11, False) for kind in programs.SENT),
+        tuple(programs.Collective(kind, 10**4, 1e11) for kind in programs.SENT),
     )  # fmt: skip
     model = {"gradients": 1e11, "batch norm": 1e8, "features": 1e9}
     stage = partial(plan.StagePlan, devices=2048, batch_size=10**6, views=2, parameters=10**9,
