@@ -48,13 +48,21 @@ class Checkpoints:
             self._last.save(int(state.step), args=_payload(state))
 
     def offer(self, state: TrainState, score: float) -> None:
-        """Keep the state as the best if no earlier one had a higher held-out score.
+        """Keep the state as the best if its held-out score is higher than those of all before.
 
         Raises:
           OSError: as `save`.
         """
         with self._writing():
-            self._best.save(int(state.step), args=_payload(state), metrics={"score": score})
+            if score > self._highest():
+                self._best.save(int(state.step), args=_payload(state), metrics={"score": score})
+
+    def _highest(self) -> float:
+        """The score of the best state so far."""
+        self._best.wait_until_finished()  # its score is on disk only then
+        step = self._best.best_step()
+        metrics = None if step is None else self._best.metrics(step)
+        return metrics["score"] if metrics else float("-inf")
 
     def restore(self, like: TrainState, warn: Callable[[str], None] = print) -> TrainState | None:
         """The newest undamaged state, or None where there is none.
@@ -112,6 +120,30 @@ class Checkpoints:
             ) from error
 
 
+def load(directory: Path, step: int, like: PyTree) -> TrainState:
+    """The state of a stage at one step, to use it elsewhere; nothing is written.
+
+    Args:
+      directory: folder of the stage.
+      step: that is wanted; no other is taken in its place.
+      like: shapes of the expected tree, with shardings, see `stages.abstract_state`.
+
+    Raises:
+      FileNotFoundError: that step is not there.
+      ValueError: it is damaged, or of another model; the message has the differences.
+    """
+    last = (directory / "last").absolute()
+    if not (last / str(step)).is_dir():
+        raise FileNotFoundError(f"no checkpoint {last / str(step)}: the run has moved or not ended")
+    try:
+        with ocp.CheckpointManager(last, options=ocp.CheckpointManagerOptions(read_only=True)) as m:
+            return _restore(m, step, like)
+    except Exception as error:  # (Orbax raises many kinds)
+        raise ValueError(
+            f"checkpoint {last / str(step)} is not usable: {_reason(error)}"
+        ) from error
+
+
 def _reason(error: Exception) -> str:
     """The first line of its message; of a long one, which names files, the beginning and end."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -119,17 +151,19 @@ def _reason(error: Exception) -> str:
 
 
 def leaves(state: PyTree) -> dict[str, dict[str, Any]]:
-    """Shape, type and CRC-32 of the bytes of each leaf, by its path in the tree."""
+    """Shape, type and, of arrays, CRC-32 of the bytes of each leaf, by its path in the tree."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(path): _describe(leaf) for path, leaf in flat}
 
 
-def _describe(leaf: jax.Array) -> dict[str, Any]:
+def _describe(leaf: Any) -> dict[str, Any]:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    data = np.asarray(leaf)
-    crc = zlib.crc32(data.tobytes())
-    return {"shape": list(data.shape), "dtype": str(data.dtype), "crc32": crc}
+        read = jax.random.key_data
+        leaf = read(leaf) if isinstance(leaf, jax.Array) else jax.eval_shape(read, leaf)
+    about = {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+    if isinstance(leaf, jax.ShapeDtypeStruct):  # nothing but a shape to compare with
+        return about
+    return {**about, "crc32": zlib.crc32(np.asarray(leaf).tobytes())}
 
 
 def _payload(state: TrainState) -> ocp.args.Composite:

@@ -271,6 +271,12 @@ def used(config: ConfigDict) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if name not in unused}
 
 
+def unused(config: ConfigDict) -> dict[str, Any]:
+    """The stages that do not run, as a plain dictionary."""
+    plain = json.loads(json.dumps(config.to_dict()))
+    return {name: plain[name] for name in STAGES if name not in config.stages}
+
+
 def config_hash(plain: dict[str, Any]) -> str:
     """Twelve hexadecimal digits that stand for all fields that the result depends on."""
     text = json.dumps(hashed_fields(plain), sort_keys=True)

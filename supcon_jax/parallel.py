@@ -92,6 +92,12 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(place, tree)
 
 
+def placed(tree: PyTree, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """The shapes of a tree's arrays, laid out over the mesh."""
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
 def local_places(batch_size: int, mesh: Mesh) -> np.ndarray:
     """The places in a global batch whose rows this process gives to `shard`, ascending."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
@@ -32,8 +32,7 @@ from supcon_jax.programs import (
     sent_by_kind,
     tpu_devices,
 )
-from supcon_jax.stages import Data, build_stage, carried, check_batch
-from supcon_jax.state import from_variables
+from supcon_jax.stages import Data, abstract_state, build_stage, check_batch
 from supcon_jax.validation import validate
 
 ENOUGH = 0.97  # of the memory: a batch that fills as much is not made larger
@@ -116,7 +115,7 @@ def plan_stage(config: ConfigDict, name: str, mesh: Mesh, step: bool = True) -> 
     stage = build_stage(config, name, data, mesh)
     size = config.data.image_size
     shape = (size, size, config.data.channels)
-    state = abstract_state(stage.model, stage.tx, shape, carried(of_stage), mesh)
+    state = abstract_state(config, name, stage.model, stage.tx, mesh)
     batch = abstract_batch(config, name, source, mesh)
     dim = outputs_of(stage.model, state, shape)
     trained, frozen = _count(state.params), _count(state.frozen)
@@ -183,19 +182,6 @@ def stand_in(config: ConfigDict, batch_size: int) -> Source:
     return Source("a plan", size, names, shape, nothing, lambda: labels, read)
 
 
-def abstract_state(
-    model: Any, tx: Any, image_shape: tuple[int, int, int], options: dict[str, Any], mesh: Mesh
-) -> Any:
-    """Shapes of the state that a stage starts from, on all devices; see `state.create_state`."""
-
-    def create() -> Any:
-        key = jax.random.key(0)
-        variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
-        return from_variables(model, tx, variables, key, **options)
-
-    return _placed(jax.eval_shape(create), mesh, PartitionSpec())
-
-
 def abstract_batch(config: ConfigDict, name: str, source: Source, mesh: Mesh) -> dict[str, Any]:
     """Shapes of a global batch of a stage, split over the devices; see `stages.batches`."""
     stage, streamed = config[name], source.read is not None
@@ -209,12 +195,7 @@ def abstract_batch(config: ConfigDict, name: str, source: Source, mesh: Mesh) ->
     }
     if mixed:
         batch["share"] = jax.ShapeDtypeStruct((count,), np.float32)
-    return _placed(batch, mesh, PartitionSpec(parallel.AXIS))
-
-
-def _placed(tree: PyTree, mesh: Mesh, spec: PartitionSpec) -> Any:
-    sharding = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    return parallel.placed(batch, mesh, PartitionSpec(parallel.AXIS))
 
 
 def outputs_of(model: Any, state: Any, image_shape: tuple[int, int, int]) -> int:
@@ -238,7 +219,7 @@ def loss_alone(
     batch = {"label": labels}
     if labels.ndim == 2:
         batch["share"] = jax.ShapeDtypeStruct(labels.shape[:1], np.float32)
-    outputs, batch = _placed((jax.ShapeDtypeStruct(shape, np.float32), batch), mesh, split)
+    outputs, batch = parallel.placed((jax.ShapeDtypeStruct(shape, np.float32), batch), mesh, split)
 
     def mean(outputs: Any, batch: Any, aux: Any) -> Any:
         losses, weights, _ = objective(outputs, batch, aux)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from supcon_jax import config as configuration
@@ -24,7 +24,7 @@ from supcon_jax.models import Model, make_encoder, make_head
 from supcon_jax.models.torch_weights import load_torch_encoder
 from supcon_jax.objectives import INDEPENDENT, OBJECTIVES
 from supcon_jax.optimizers import make_optimizer, make_schedule
-from supcon_jax.state import TrainState, create_state, encoder_of, skipping
+from supcon_jax.state import TrainState, create_state, encoder_of, from_variables, skipping
 from supcon_jax.steps import eval_step, train_step
 
 
@@ -116,8 +116,6 @@ def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
         axis_name=parallel.AXIS,
     )
     training = skipping(training) if stage.skip_nonfinite else training
-    preprocess = partial(policies.center_crop, size=config.data.image_size, **pixels)
-    evaluation = partial(eval_step, model=model, preprocess=preprocess)
     return Stage(
         name=name,
         model=model,
@@ -127,8 +125,16 @@ def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
         steps_per_epoch=steps_per_epoch,
         images_per_step=stage.batch_size * stage.views,
         train_step=parallel.data_parallel(training, mesh),
-        eval_step=parallel.data_parallel_eval(evaluation, mesh),
+        eval_step=build_eval_step(config, model, mesh),
     )
+
+
+def build_eval_step(config: ConfigDict, model: Model, mesh: Mesh) -> Callable[..., Any]:
+    """The compiled evaluation step, on the middle of each image."""
+    size, mean, std = config.data.image_size, tuple(config.data.mean), tuple(config.data.std)
+    preprocess = partial(policies.center_crop, size=size, mean=mean, std=std)
+    step = partial(eval_step, model=model, preprocess=preprocess)
+    return parallel.data_parallel_eval(step, mesh)
 
 
 def build_model(config: ConfigDict, name: str, classes: int) -> Model:
@@ -161,6 +167,20 @@ def build_schedule(stage: ConfigDict, steps: int, steps_per_epoch: int) -> optax
         boundaries=tuple(round(b * steps_per_epoch) for b in options.pop("boundaries")),
         **options,
     )
+
+
+def abstract_state(
+    config: ConfigDict, name: str, model: Model, tx: optax.GradientTransformation, mesh: Mesh
+) -> Any:
+    """Shapes of the state that a stage starts from, on all devices; see `create`."""
+    size, channels = config.data.image_size, config.data.channels
+
+    def start() -> TrainState:
+        key = jax.random.key(0)
+        variables = model.init(key, jax.numpy.zeros((1, size, size, channels)), train=False)
+        return from_variables(model, tx, variables, key, **carried(config[name]))
+
+    return parallel.placed(jax.eval_shape(start), mesh, PartitionSpec())
 
 
 def create(stage: Stage, config: ConfigDict, mesh: Mesh, previous: TrainState | None) -> TrainState:

@@ -73,7 +73,12 @@ def train_and_evaluate(
             check_config(workdir, plain)
         if parallel.is_writer():
             stack.enter_context(claimed(workdir))
-            record = {"config": plain, "config_hash": configuration.config_hash(plain)}
+            record = {
+                "config": plain,
+                "config_hash": configuration.config_hash(plain),
+                "unused": configuration.unused(config),
+                "class_names": data.train.class_names,
+            }
             write_json(workdir / "config.json", record | report.circumstances())
         parallel.wait_for_all("workdir")
 

@@ -58,10 +58,7 @@ def built(config, mesh):
 
 def trace(stage, config, data, mesh):
     """Trace a training step, without compiling it."""
-    size, channels = config.data.image_size, config.data.channels
-    shapes = plan.abstract_state(
-        stage.model, stage.tx, (size, size, channels), stages.carried(config[stage.name]), mesh
-    )
+    shapes = stages.abstract_state(config, stage.name, stage.model, stage.tx, mesh)
     batch = plan.abstract_batch(config, stage.name, data.train, mesh)
     return stage.train_step.lower(shapes, batch)
 

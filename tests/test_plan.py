@@ -159,7 +159,7 @@ def test_gradients_are_added_up_in_float32_also_under_bfloat16(mesh_of):
     config.model.dtype = "bfloat16"
     source = plan.stand_in(config, 64)
     stage = stages.build_stage(config, "supcon", stages.Data(*[source] * 4), mesh)
-    state = plan.abstract_state(stage.model, stage.tx, (8, 8, 1), {}, mesh)
+    state = stages.abstract_state(config, "supcon", stage.model, stage.tx, mesh)
     batch = plan.abstract_batch(config, "supcon", source, mesh)
     text = stage.train_step.lower(state, batch).as_text()
     types = re.findall(r"all_reduce.*?\}\) : \(tensor<(?:[0-9]+x)*(\w+)>", text, re.S)
@@ -175,7 +175,7 @@ def test_shapes_are_those_of_the_state_and_of_the_batches(config, mesh_of):
     state = stages.create(stage, config, mesh, previous=None)
     batch = next(stages.batches(stage, 0, config, data.train, mesh))
     planned = (
-        plan.abstract_state(stage.model, stage.tx, (8, 8, 1), stages.carried(config.supcon), mesh),
+        stages.abstract_state(config, "supcon", stage.model, stage.tx, mesh),
         plan.abstract_batch(config, "supcon", plan.stand_in(config, 64), mesh),
     )
     assert jax.tree.structure((state, batch)) == jax.tree.structure(planned)

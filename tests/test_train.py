@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from short_runs import small
 from sklearn.datasets import load_sample_image
 from state_dicts import state_dict_of
 
@@ -22,23 +23,6 @@ from supcon_jax.logs import Recorder, read_metrics
 from supcon_jax.models import ResNet, load_torch_encoder
 
 ROOT = Path(__file__).parents[1]
-
-
-def small(recipe="supcon", **fields):
-    """A recipe on the digits, short and thin: 10 steps of pre-training, 5 of the linear stage."""
-    config = configuration.load(f"digits:{recipe}")
-    config.model.width = 0.0625
-    config.log.every_steps = 3
-    config.evaluation.every_epochs = config.checkpoint.every_epochs = 1.0
-    for stage, epochs in (
-        ("supcon", 2.0),
-        ("simclr", 1.0),
-        ("linear", 1.0),
-        ("cross_entropy", 2.0),
-    ):
-        config[stage].update(batch_size=256, epochs=epochs, warmup_epochs=0.0)
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
-    return config
 
 
 @pytest.fixture(scope="module")

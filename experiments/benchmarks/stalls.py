@@ -4,16 +4,13 @@
 
 Trains the first stage of configs/digits.py (whole) and, where its folder is given, of
 configs/cifar10_resnet18.py at a quarter of the width (60 steps), as the command does it: input,
-checkpoints, logs, looks at the held-out images. The wall time runs from the end of the first step,
-which compiles, to the end of the loop, without the looks, which are evaluation. The compiled step's
-time is what the same steps take in a bare loop on batches that are on the device already, right
-after, in the same process. The share is 1 - bare / wall, so that whatever the step hides (input is
-prepared beside it) does not count, and a step that is slowed by it does. Writes stalls.json and
-stalls.md.
+checkpoints, logs, looks at the held-out images. JAX's profiler records when compiled programs are
+running on the CPU. The wall time runs from the end of the first step, which compiles, to the end of
+the loop, without the looks, which are evaluation; the share is the part of it in which no program
+is running. What other work slows a running step by is not in it. Writes stalls.json and stalls.md.
 """
 
 import argparse
-import itertools
 import json
 import statistics
 import tempfile
@@ -24,7 +21,7 @@ from typing import Any
 import jax
 
 from supcon_jax import config as configuration
-from supcon_jax import parallel, stages, train
+from supcon_jax import train
 from supcon_jax.logs import Recorder
 from supcon_jax.report import circumstances
 
@@ -49,27 +46,30 @@ def cifar10(folder: str) -> Any:
 
 
 class Clock:
-    """When the loop's first step was done and its last, and how long the looks took."""
+    """Marks in the trace: when the loop's first step was done, its looks, and its last step."""
 
-    def __init__(self) -> None:
-        self.start = self.looks = self.end = 0.0
+    def __init__(self, folder: str) -> None:
+        self.folder, self.started = folder, False
         self._add, self._look, self._close = Recorder.add, train.heldout_scores, Recorder.close
 
     def __enter__(self) -> "Clock":
         def add(recorder: Recorder, step: int, metrics: Any) -> None:
             self._add(recorder, step, metrics)
-            if not self.start:
+            if not self.started:
+                self.started = True
                 jax.block_until_ready(metrics)
-                self.start = time.perf_counter()
+                options = jax.profiler.ProfileOptions()
+                options.python_tracer_level, options.host_tracer_level = 0, 1
+                jax.profiler.start_trace(self.folder, profiler_options=options)
+                mark("begin")
 
         def look(*arguments: Any, **options: Any) -> Any:
-            begin = time.perf_counter()
-            found = self._look(*arguments, **options)
-            self.looks += (time.perf_counter() - begin) if self.start else 0.0
-            return found
+            with jax.profiler.TraceAnnotation("mark look"):
+                return self._look(*arguments, **options)
 
         def close(recorder: Recorder) -> None:
-            self.end = time.perf_counter()
+            mark("end")
+            jax.profiler.stop_trace()
             self._close(recorder)
 
         Recorder.add, train.heldout_scores, Recorder.close = add, look, close
@@ -79,34 +79,46 @@ class Clock:
         Recorder.add, train.heldout_scores = self._add, self._look
         Recorder.close = self._close
 
-    @property
-    def wall(self) -> float:
-        return self.end - self.start - self.looks
+
+def mark(name: str) -> None:
+    with jax.profiler.TraceAnnotation(f"mark {name}"):
+        time.sleep(1e-3)
 
 
-def bare(config: Any, steps: int) -> float:
-    """Seconds of so many steps and nothing else."""
-    mesh, data = parallel.make_mesh(), stages.open_data(config)
-    stage = stages.build_stage(config, "supcon", data, mesh)
-    state = stages.create(stage, config, mesh, None)
-    made = stages.batches(stage, 0, config, data.train, mesh)
-    ready = list(itertools.islice(made, min(8, stage.steps)))
-    state, metrics = stage.train_step(state, ready[0])
-    jax.block_until_ready(metrics)
-    start = time.perf_counter()
-    for step in range(steps):
-        state, metrics = stage.train_step(state, ready[step % len(ready)])
-    jax.block_until_ready(metrics)
-    return time.perf_counter() - start
+def shares(folder: str) -> dict[str, float]:
+    """Seconds of the loop without its looks, and those of them in which a program is running."""
+    (file,) = Path(folder).rglob("*.xplane.pb")
+    found: dict[str, list[tuple[float, float]]] = {}
+    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+        for line in plane.lines:
+            for event in line.events:
+                name = "run" if "wait for completion" in event.name else event.name
+                if name == "run" or name.startswith("mark "):
+                    end = event.start_ns + event.duration_ns
+                    found.setdefault(name, []).append((event.start_ns / 1e9, end / 1e9))
+    begin, end = found["mark begin"][0][1], found["mark end"][0][0]
+    looks = found.get("mark look", [])
+    runs = [(a, b) for a, b in found["run"] if not any(c <= a and b <= d for c, d in looks)]
+    wall = end - begin - sum(b - a for a, b in looks)
+    running = covered(runs, begin, end)
+    return {"wall": wall, "running": running, "share": 1 - running / wall}
+
+
+def covered(intervals: list[tuple[float, float]], begin: float, end: float) -> float:
+    """Length of the union of intervals, between two ends."""
+    total, reached = 0.0, begin
+    for start, stop in sorted(intervals):
+        start, stop = max(start, reached), min(stop, end)
+        total += max(0.0, stop - start)
+        reached = max(reached, stop)
+    return total
 
 
 def measure(config: Any) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as workdir, Clock() as clock:
-        results = train.train_and_evaluate(config, workdir)
-    steps = results["stages"]["supcon"]["steps"] - 1
-    alone = bare(config, steps)
-    share = 1 - alone / clock.wall
-    return {"steps": steps, "wall": clock.wall, "bare": alone, "share": share}
+    with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryDirectory() as folder:
+        with Clock(folder):
+            results = train.train_and_evaluate(config, workdir)
+        return {"steps": results["stages"]["supcon"]["steps"] - 1, **shares(folder)}
 
 
 def main() -> None:
@@ -121,15 +133,15 @@ def main() -> None:
             results[name].append(measure(make(options.cifar10)))
             print(name, results[name][-1], flush=True)
     lines = [
-        "| recipe | steps | wall s | bare steps s | share of other things |",
+        "| recipe | steps | wall s | a program runs s | share of other things |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name, found in results.items():
         median = {key: statistics.median(one[key] for one in found) for key in found[0]}
-        shares = [100 * one["share"] for one in found]
+        each = [100 * one["share"] for one in found]
         lines.append(
-            f"| {name} | {median['steps']:.0f} | {median['wall']:.1f} | {median['bare']:.1f} "
-            f"| {100 * median['share']:.1f} % ({min(shares):.1f} to {max(shares):.1f}) |"
+            f"| {name} | {median['steps']:.0f} | {median['wall']:.1f} | {median['running']:.1f} "
+            f"| {100 * median['share']:.1f} % ({min(each):.1f} to {max(each):.1f}) |"
         )
     record = {"command": "stalls.py --cifar10 DIR", "results": results, **circumstances()}
     (HERE / "stalls.json").write_text(json.dumps(record, indent=1) + "\n")

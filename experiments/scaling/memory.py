@@ -41,10 +41,8 @@ def main() -> None:
     mesh = plan.make_mesh("")
     source = plan.stand_in(config, options.batch)
     stage = stages.build_stage(config, "supcon", stages.Data(*[source] * 4), mesh)
-    image = (config.data.image_size, config.data.image_size, config.data.channels)
-    carried = stages.carried(config.supcon)
     shapes = (
-        plan.abstract_state(stage.model, stage.tx, image, carried, mesh),
+        stages.abstract_state(config, "supcon", stage.model, stage.tx, mesh),
         plan.abstract_batch(config, "supcon", source, mesh),
     )
     planned = plan.plan_stage(config, "supcon", mesh).peak

@@ -1,0 +1,214 @@
+"""What all experiments share: every setting with every seed, resumed, summarised, judged.
+
+An experiment is a folder with a `run.py` that gives its settings (configurations by name) and its
+claims to `main`, and is started from the root of the repository:
+
+    python -m experiments.temperature.run --scale cpu
+
+A run that has finished in `--scratch` is not run again, one that was stopped goes on. The folder's
+results.json gets the part of the scale; `--scale smoke` writes nothing beside the code unless told
+where.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from supcon_jax import config as configuration
+from supcon_jax.command import keep_compiled_programs, quieten
+from supcon_jax.report import circumstances
+from supcon_jax.train import train_and_evaluate
+
+SCALES = ("smoke", "cpu", "gpu", "paper")
+Values = dict[str, list[float]]  # "setting/metric" -> one number a seed
+Measure = Callable[[Path, ConfigDict, dict[str, Any]], Mapping[str, float]]
+
+
+class Claim(NamedTuple):
+    """A claim of the paper as a difference of two quantities, both known for every seed.
+
+    It is reproduced if the 95 % interval of the paired difference `first - second` over the seeds
+    is above 0, not reproduced otherwise. The rule was fixed before the runs.
+
+    Attributes:
+      text: the claim, in a sentence.
+      paper: the paper's numbers.
+      first: quantity that the claim says is larger, "setting/metric" or a derived one.
+      second: quantity that it says is smaller.
+    """
+
+    text: str
+    paper: str
+    first: str
+    second: str
+
+
+def accuracies(workdir: Path, config: ConfigDict, results: dict[str, Any]) -> Mapping[str, float]:
+    """Test accuracies of a run, in per cent."""
+    del workdir, config
+    return {
+        name: 100 * results["test"][name] for name in ("top1", "knn") if name in results["test"]
+    }
+
+
+def main(
+    settings: Callable[[str, Path | None], dict[str, ConfigDict]],
+    claims: Sequence[Claim] = (),
+    *,
+    measure: Measure = accuracies,
+    derive: Callable[[Values], Values] = lambda values: {},
+    draw: Callable[[dict[str, Any], Path], None] | None = None,
+) -> None:
+    """The command of an experiment.
+
+    Args:
+      settings: `(scale, data folder) -> {name: configuration}`; the seed is set here.
+      claims: judged from the quantities.
+      measure: `(workdir, config, results) -> {metric: number}` of a finished run.
+      derive: further quantities from those of all settings, one number a seed.
+      draw: `(record, file)` draws the picture.
+    """
+    script = Path(sys.modules["__main__"].__file__ or "")
+    parser = argparse.ArgumentParser(
+        description=(sys.modules["__main__"].__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser.add_argument("--data", type=Path, help="folder with the data sets (see README.md)")
+    parser.add_argument("--seeds", type=int, help="how many, from 0 (smoke: 2, else 3)")
+    parser.add_argument("--scratch", type=Path, help="folder of the runs (runs/experiments/NAME)")
+    parser.add_argument("--out", type=Path, default=script.parent, help="folder of results.json")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after")
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoints of finished runs")
+    options = parser.parse_args()
+    seeds = options.seeds or (2 if options.scale == "smoke" else 3)
+    scratch = options.scratch or Path("runs/experiments", script.parent.name, options.scale)
+    quieten()
+    keep_compiled_programs()
+
+    rows, begin = {}, time.monotonic()
+    configs = settings(options.scale, options.data)
+    for seed in range(seeds):  # all settings of a seed first, so that a part is a fair comparison
+        for name, config in configs.items():
+            if time.monotonic() - begin > 60 * options.minutes:
+                print("the time is over; the same command goes on", flush=True)
+                return
+            rows[name, seed] = finished(config, seed, scratch, measure, options.keep)
+            print(f"{name}  seed {seed}  {rows[name, seed]}", flush=True)
+    record = summary(rows, list(configs), seeds, claims, derive)
+    record |= {"command": _command(script, options), **circumstances()}
+    write(options.out / "results.json", options.scale, record)
+    if draw is not None:
+        draw(record, options.out / f"{options.scale}.png")
+    print(table(record))
+
+
+def finished(
+    config: ConfigDict, seed: int, scratch: Path, measure: Measure, keep: bool
+) -> dict[str, float]:
+    """The measurements of a run, which is run or finished where it has not been."""
+    config = ConfigDict(config.to_dict())
+    config.seed = seed
+    workdir = scratch / configuration.config_hash(configuration.used(config))
+    file = workdir / "measured.json"
+    if not file.exists():
+        start = time.monotonic()
+        try:
+            results = train_and_evaluate(config, workdir, pictures=False)
+            measured = dict(measure(workdir, config, results))
+            stages = results["stages"].values()
+            measured["passes"] = sum(stage["passes"] for stage in stages)
+        except FloatingPointError as error:
+            print(f"diverged: {error}", flush=True)
+            measured = {"diverged": 1.0}
+        measured["time/seconds"] = round(time.monotonic() - start, 1)
+        file.write_text(json.dumps(measured))
+        if not keep:
+            shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+    return json.loads(file.read_text())
+
+
+def summary(
+    rows: Mapping[tuple[str, int], Mapping[str, float]],
+    names: Sequence[str],
+    seeds: int,
+    claims: Sequence[Claim],
+    derive: Callable[[Values], Values],
+) -> dict[str, Any]:
+    """Mean, standard deviation and values of every quantity, and the verdicts on the claims."""
+    values: Values = {}
+    for name in names:
+        for metric in sorted({metric for seed in range(seeds) for metric in rows[name, seed]}):
+            found = [rows[name, seed].get(metric, float("nan")) for seed in range(seeds)]
+            values[f"{name}/{metric}"] = found
+    values |= derive(values)
+    return {
+        "seeds": seeds,
+        "quantities": {name: spread(found) for name, found in values.items()},
+        "claims": [judged(claim, values) for claim in claims],
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and (n - 1) standard deviation; null where a run has diverged."""
+    numbers = np.asarray(values, float)
+    sd = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
+    return {
+        "mean": _rounded(numbers.mean()),
+        "sd": _rounded(sd),
+        "values": [_rounded(number) for number in numbers],
+    }
+
+
+def _rounded(number: float) -> float | None:
+    return round(float(number), 4) if np.isfinite(number) else None
+
+
+def judged(claim: Claim, values: Values) -> dict[str, Any]:
+    """The paired difference over the seeds, its 95 % interval (Student's t), and the verdict."""
+    from scipy import stats
+
+    differences = np.subtract(values[claim.first], values[claim.second])
+    count = len(differences)
+    half = float("inf")
+    if count > 1:
+        half = stats.t.ppf(0.975, count - 1) * np.std(differences, ddof=1) / np.sqrt(count)
+    mean = float(differences.mean())
+    return {
+        **claim._asdict(),
+        "difference": spread(differences),
+        "interval": [_rounded(mean - half), _rounded(mean + half)],
+        "verdict": "reproduced" if mean - half > 0 else "not reproduced",
+    }
+
+
+def write(file: Path, scale: str, record: dict[str, Any]) -> None:
+    """Put the record of a scale beside those of the others."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    whole = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(whole | {scale: record}, indent=1) + "\n")
+
+
+def table(record: dict[str, Any]) -> str:
+    """The quantities and claims of a record, in Markdown."""
+    lines = ["| quantity | mean | sd |", "| --- | ---: | ---: |"]
+    for name, found in record["quantities"].items():
+        if found["mean"] is not None and not name.endswith(("passes", "time/seconds")):
+            lines.append(f"| {name} | {found['mean']:.2f} | {found['sd']:.2f} |")
+    for claim in record["claims"]:
+        low, high = (f"{end:+.2f}" if end is not None else "?" for end in claim["interval"])
+        lines.append(f"\n{claim['text']}: {claim['verdict']} ({low} to {high})")
+    return "\n".join(lines)
+
+
+def _command(script: Path, options: argparse.Namespace) -> str:
+    given = {"scale": options.scale, "seeds": options.seeds}
+    flags = " ".join(f"--{name} {value}" for name, value in given.items() if value)
+    return f"python -m experiments.{script.parent.name}.run {flags}"
