@@ -2,11 +2,14 @@
 
 from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
+from supcon_jax.evaluation import knn
 from supcon_jax.evaluation.knn import knn_predict
 
 PIXELS, LABELS = load_digits(return_X_y=True)
@@ -84,3 +87,62 @@ def test_classes_may_be_missing():
     actual = knn_predict(QUERIES, *references)
     np.testing.assert_array_equal(actual, by_scikit_learn(20, 0.07, references))
     assert set(actual) == {3, 8}
+
+
+@pytest.mark.parametrize("block", [100, 718, 1436])
+@pytest.mark.parametrize("neighbours", [1, 20, 200])
+def test_blocks_of_references_do_not_matter(monkeypatch, block, neighbours):
+    monkeypatch.setattr(knn, "BLOCK", block)
+    actual = knn_predict(QUERIES[:40], *REFERENCES, neighbours=neighbours)
+    np.testing.assert_array_equal(actual, by_scikit_learn(neighbours, 0.07)[:40])
+
+
+@pytest.mark.parametrize("neighbours", [20, 200])
+def test_many_classes_equal_loops_in_float64(neighbours):
+    """Every digit has a hundred sorts."""
+    sorts = LABELS * 100 + np.arange(1797, dtype=np.int32) % 100
+    unit = PIXELS.astype(float) / np.linalg.norm(PIXELS.astype(float), axis=1, keepdims=True)
+    expected = []
+    for query in unit[1437:]:
+        cosines, votes = unit[:1437] @ query, np.zeros(1000)
+        for place in np.argsort(-cosines, kind="stable")[:neighbours]:
+            votes[sorts[place]] += np.exp((cosines[place] - 1) / 0.07)
+        expected.append(votes.argmax())
+    actual = knn_predict(QUERIES, REFERENCES[0], sorts[:1437], neighbours=neighbours)
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("block", [3, 4, 65536])
+def test_of_references_equally_near_the_first_count(monkeypatch, block):
+    monkeypatch.setattr(knn, "BLOCK", block)
+    references = np.eye(4, dtype=np.float32)[[0, 1, 2, 1, 1, 0, 1, 2, 2]]
+    labels = np.array([9, 5, 6, 5, 0, 1, 0, 0, 0])
+    predict = partial(knn_predict, np.eye(4, dtype=np.float32)[:3], references, labels)
+    np.testing.assert_array_equal(predict(neighbours=1), [9, 5, 6])
+    np.testing.assert_array_equal(predict(neighbours=3), [1, 5, 0])  # 9 and 1 have equal weights
+    np.testing.assert_array_equal(predict(neighbours=9), [1, 0, 0])
+
+
+def test_memory_is_bounded_with_many_classes_and_neighbours():
+    """Not chunk x neighbours x classes votes, and no more than a few times the similarities."""
+    f32, i32 = (partial(jax.ShapeDtypeStruct, dtype=kind) for kind in (jnp.float32, jnp.int32))
+    vote = knn._vote.lower(f32((64, 200)), i32((64, 200)), classes=1000, temperature=0.1)
+    nearer = knn._nearer.lower(f32((64, 200)), i32((64, 200)), f32((64, 32)), f32((8192, 32)), 0)
+    sizes = [part.compile().memory_analysis().temp_size_in_bytes for part in (vote, nearer)]
+    assert sizes[0] < 4 * (4 * 64 * 1000) and sizes[1] < 4 * (4 * 64 * 8192)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(labels=LABELS[:5]), "got 1437 rows and 5 labels"),
+        (dict(references=PIXELS[:0], labels=LABELS[:0]), "got 0 rows and 0 labels"),
+        (dict(features=PIXELS[:3, :60]), "got 60 and 64 dimensions"),
+        (dict(neighbours=0), "neighbours must be at least 1 and temperature above 0; got 0 and"),
+        (dict(temperature=0.0), "temperature above 0; got 20 and 0.0"),
+    ],
+)
+def test_bad_input_is_told(unchecked, arguments, message):
+    usual = dict(features=QUERIES, references=REFERENCES[0], labels=REFERENCES[1])
+    with pytest.raises(ValueError, match=message):
+        knn_predict(**usual | arguments)
