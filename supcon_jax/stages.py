@@ -79,8 +79,13 @@ def open_data(config: ConfigDict) -> Data:
         imbalance=config.data.imbalance,
         label_noise=config.data.label_noise,
     )
-    chosen = np.random.RandomState(0).permutation(train.size)[: config.evaluation.references]
-    return Data(train, heldout, subset(train, np.sort(chosen), "references"), test)
+    chosen = reference_indices(train.size, config.evaluation.references)
+    return Data(train, heldout, subset(train, chosen, "references"), test)
+
+
+def reference_indices(size: int, count: int) -> np.ndarray:
+    """The training images that the k-NN compares with, at most `count`, always the same ones."""
+    return np.sort(np.random.RandomState(0).permutation(size)[:count])
 
 
 def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:

@@ -39,6 +39,7 @@ def train_and_evaluate(
     *,
     allow_config_change: bool = False,
     profile: bool = False,
+    pictures: bool = True,
 ) -> dict[str, Any]:
     """Run the stages of a recipe, evaluate on the test split, and write everything to `workdir`.
 
@@ -49,6 +50,7 @@ def train_and_evaluate(
         several processes, all must see the same folder.
       allow_config_change: go on in a workdir that was started with another configuration.
       profile: write a profiler's trace of ten steps of each stage to `workdir/profile`.
+      pictures: draw curves and the map of the test images.
 
     Returns:
       The contents of results.json.
@@ -93,7 +95,11 @@ def train_and_evaluate(
                 state = run_stage(stage, start, config, data, mesh, logs, interruptions)
         assert state is not None  # there is at least one stage
         logs.flush()
-        return evaluate(stages, state, config, data, mesh, workdir)
+        results = evaluate(stages, state, config, data, mesh, workdir)
+        if pictures and parallel.is_writer():
+            report.draw([workdir], workdir)
+        parallel.wait_for_all("results")
+        return results
 
 
 def evaluate(
@@ -104,7 +110,7 @@ def evaluate(
     mesh: Mesh,
     workdir: Path,
 ) -> dict[str, Any]:
-    """Score the last state on the test split; write results.json and the pictures."""
+    """Score the last state on the test split; write results.json and the embedding."""
     look = partial(embed, stages[-1].eval_step, state, batch_size=config.evaluation.batch_size)
     test, references = look(data.test, mesh=mesh), look(data.references, mesh=mesh)
     plain, classifies = configuration.used(config), _classifies(stages[-1], config)
@@ -118,8 +124,6 @@ def evaluate(
     if parallel.is_writer():
         write_json(workdir / "results.json", results)
         report.save_embedding(workdir, test.features, test.labels, data.test.class_names)
-        report.draw([workdir], workdir)
-    parallel.wait_for_all("results")
     return results
 
 

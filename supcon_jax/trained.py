@@ -28,12 +28,14 @@ class Run:
       config: what it ran with, all stages included.
       class_names: label k is `class_names[k]`.
       steps: of each of its stages.
+      config_hash: see `config.config_hash`.
     """
 
     workdir: Path
     config: ConfigDict
     class_names: tuple[str, ...]
     steps: dict[str, int]
+    config_hash: str
 
 
 class Trained(NamedTuple):
@@ -57,7 +59,8 @@ def open_run(workdir: str | Path) -> Run:
     try:
         config = _config(record["config"] | record["unused"], workdir / "config.json")
         steps = {name: int(results["stages"][name]["steps"]) for name in config.stages}
-        return Run(workdir, config, tuple(map(str, record["class_names"])), steps)
+        names = tuple(map(str, record["class_names"]))
+        return Run(workdir, config, names, steps, results["config_hash"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"config.json and results.json of {workdir} do not belong together or are damaged "

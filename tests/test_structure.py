@@ -20,6 +20,7 @@ LAYERS = [  # each may import from those before it
     {"report", "stages", "profiling", "command"},
     {"plan", "trained"},
     {"train"},
+    {"evaluate"},
 ]
 
 

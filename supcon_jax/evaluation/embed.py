@@ -23,7 +23,13 @@ class Embedded(NamedTuple):
 
 
 def embed(
-    eval_step: Callable, state: TrainState, source: Source, *, batch_size: int, mesh: Mesh
+    eval_step: Callable,
+    state: TrainState,
+    source: Source,
+    *,
+    batch_size: int,
+    mesh: Mesh,
+    show: Callable[[int], None] = lambda images: None,
 ) -> Embedded:
     """Run the evaluation step over a split; the last batch is padded and the padding dropped.
 
@@ -33,6 +39,7 @@ def embed(
       source: the split.
       batch_size: images at a time; rounded up to a multiple of the number of devices.
       mesh: of the evaluation step.
+      show: is told how many images are done, after each batch.
 
     Returns:
       Features, outputs and labels of all `source.size` images.
@@ -48,6 +55,7 @@ def embed(
         result = eval_step(state, of_devices)
         rows = gather((result["features"], result["outputs"], label))
         parts.append([column[:count] for column in rows])
+        show(sum(len(part[0]) for part in parts))
     found = Embedded(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     bad = int((~np.isfinite(found.features)).any(-1).sum())
     if bad:
