@@ -108,14 +108,14 @@ def base(recipe: str = "supcon") -> ConfigDict:
             supcon=_contrastive_stage(use_labels=True, temperature=0.1),
             simclr=_contrastive_stage(use_labels=False, temperature=0.5),
             linear=_stage(
-                objective=dict(name="cross_entropy", label_smoothing=0.0),
+                objective=_cross_entropy(),
                 head=dict(name="classifier", kernel_init="lecun_normal"),
                 views=1,
                 frozen=("encoder",),
                 start_from="previous",
             ),
             cross_entropy=_stage(
-                objective=dict(name="cross_entropy", label_smoothing=0.0),
+                objective=_cross_entropy(),
                 head=dict(name="classifier", kernel_init="lecun_normal"),
                 views=1,
                 frozen=(),
@@ -126,13 +126,21 @@ def base(recipe: str = "supcon") -> ConfigDict:
     return config.lock()
 
 
+def _cross_entropy() -> dict[str, Any]:
+    return dict(
+        name="cross_entropy",
+        label_smoothing=0.0,  # share of the target that is spread over all classes
+        margin=1,  # of large-margin softmax; 1: none
+    )
+
+
 def _contrastive_stage(*, use_labels: bool, temperature: float) -> dict[str, Any]:
     return _stage(
         objective=dict(
             name="contrastive",
-            loss="supcon",  # supcon (Eq. 2) or supcon_in (Eq. 3)
+            loss="supcon",  # supcon (Eq. 2), supcon_in (Eq. 3), or triplet
             use_labels=use_labels,  # False: SimCLR
-            temperature=temperature,
+            temperature=temperature,  # of triplet: half the margin
             contrast_mode="all",  # views that are anchors: all, or one
             denominator_mode="all",  # all, one_positive (SINCERE) or only_negatives (DCL)
             positives_cap=-1,  # most positives from other samples, a multiple of views; -1: all

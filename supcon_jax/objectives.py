@@ -5,7 +5,6 @@ averages the losses by their weights over all devices, and each metric by its ow
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -14,14 +13,10 @@ import optax
 from jaxtyping import Array, Float
 
 from supcon_jax import losses, momentum
-from supcon_jax.losses.arguments import BlockSize
 from supcon_jax.losses.pairs import ContrastMode, DenominatorMode, Exchange
+from supcon_jax.metrics import Metrics, PerExample, contrastive_metrics
 
-PerExample = Float[Array, " b"]
-Metrics = dict[str, tuple[PerExample, PerExample]]  # name -> values and their weights
 Objective = Callable[[Array, Mapping[str, Array], Any], tuple[PerExample, PerExample, Metrics]]
-
-LOSSES = {"supcon": losses.supcon_loss, "supcon_in": losses.supcon_in_loss}
 
 
 def contrastive(
@@ -29,7 +24,7 @@ def contrastive(
     batch: Mapping[str, Array],
     aux: Any,
     *,
-    loss: Literal["supcon", "supcon_in"] = "supcon",
+    loss: Literal["supcon", "supcon_in", "triplet"] = "supcon",
     use_labels: bool = True,
     temperature: float = 0.1,
     contrast_mode: ContrastMode = "all",
@@ -45,7 +40,7 @@ def contrastive(
       outputs: `[b, v, k]`, normalised.
       batch: with "label" `[b]`.
       aux: the state's; its "queue", where there is one, is contrasted with too, see `momentum`.
-      loss: name in `LOSSES`.
+      loss: "supcon", "supcon_in", or "triplet", of which `temperature` is half the margin.
       use_labels: False drops the labels (SimCLR).
       temperature: see `losses.supcon_loss`.
       contrast_mode: see there.
@@ -56,48 +51,35 @@ def contrastive(
       axis_name: mapped axis that the batch is split over.
 
     Returns:
-      Losses `[b]`; weights `[b]`, 0 where there is no positive; and the metrics that make the loss
-      readable: `collapsed` (its value for a collapsed encoder), `floor`, `excess` over the floor,
-      `contrastive_accuracy` (in the batch; not for a ring, which has no global features), with
-      labels `lonely` (share of samples without a positive from another one) and `queue_filled`.
+      Losses `[b]`; weights `[b]`, 0 where there is no positive; and `contrastive_metrics`.
     """
     labels = batch["label"] if use_labels else None
-    cap = None if positives_cap < 0 else positives_cap
-    blocks: BlockSize = block_size or "auto"
-    queue = momentum.rows(aux["queue"]) if "queue" in aux else None
-    values = LOSSES[loss](
-        outputs,
-        labels,
+    options: dict[str, Any] = dict(
         temperature=temperature,
         contrast_mode=contrast_mode,
         denominator_mode=denominator_mode,
-        positives_cap=cap,
-        queue=queue,
+        positives_cap=None if positives_cap < 0 else positives_cap,
+        queue=momentum.rows(aux["queue"]) if "queue" in aux else None,
         exchange=exchange,
-        block_size=blocks,
+        block_size=block_size or "auto",
         axis_name=axis_name,
     )
-    count = partial(losses.num_positives, outputs, labels, queue=queue, axis_name=axis_name)
-    positives, same = count(positives_cap=cap), count()
-    devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    others = devices * outputs.shape[0] * outputs.shape[1] - 1 - (same - positives)
-    others = others if queue is None else others + queue[2].sum()
-    weights = (positives > 0).astype(values.dtype)
-    metrics = {"collapsed": losses.uniform_value(positives, others, denominator_mode)}
-    if exchange == "gather":
-        metrics["contrastive_accuracy"] = losses.contrastive_accuracy(
-            outputs, labels, contrast_mode=contrast_mode, axis_name=axis_name, block_size=blocks
-        )
-    if denominator_mode != "only_negatives":  # which has no floor
-        metrics["floor"] = losses.floor(positives, denominator_mode)
-        metrics["excess"] = losses.excess(values, positives, denominator_mode)
-    weighted = {name: (value, weights) for name, value in metrics.items()}
-    if queue is not None:
-        weighted["queue_filled"] = (jnp.full_like(weights, queue[2].mean()), jnp.ones_like(weights))
-    if use_labels:
-        lonely = (same == outputs.shape[1] - 1).astype(values.dtype)
-        weighted["lonely"] = (lonely, jnp.ones_like(lonely))
-    return values, weights, weighted
+    values = LOSSES[loss](outputs, labels, **options)
+    weights, metrics = contrastive_metrics(values, outputs, labels, loss=loss, **options)
+    return values, weights, metrics
+
+
+def _triplet_loss(
+    outputs: Array, labels: Array, *, temperature: float, axis_name: str | None, **_: Any
+) -> Array:
+    return losses.triplet_loss(outputs, labels, temperature=temperature, axis_name=axis_name)
+
+
+LOSSES: dict[str, Callable[..., PerExample]] = {
+    "supcon": losses.supcon_loss,
+    "supcon_in": losses.supcon_in_loss,
+    "triplet": _triplet_loss,
+}
 
 
 def cross_entropy(
@@ -106,6 +88,7 @@ def cross_entropy(
     aux: Any,
     *,
     label_smoothing: float = 0.0,
+    margin: int = 1,
     axis_name: str | None = None,
 ) -> tuple[PerExample, PerExample, Metrics]:
     """Softmax cross-entropy, the mean over the views.
@@ -116,6 +99,7 @@ def cross_entropy(
         first, whose targets are mixed in the same way.
       aux: not used.
       label_smoothing: share of the target spread evenly over all classes.
+      margin: of large-margin softmax, for which the outputs are those of a `MarginClassifier`.
       axis_name: not used.
 
     Returns:
@@ -123,6 +107,10 @@ def cross_entropy(
       largest logit has).
     """
     del aux, axis_name
+    if margin > 1:
+        logits, squared = jnp.split(outputs, 2, axis=-1)
+        labels = jnp.broadcast_to(batch["label"][:, None], logits.shape[:2])
+        outputs = losses.with_margin(logits, squared, labels, margin)
     labels = batch["label"].reshape(outputs.shape[0], -1)
     share = batch["share"] if "share" in batch else jnp.ones(outputs.shape[0])
     shares = jnp.stack([share, 1 - share], -1)[:, : labels.shape[1], None].astype(outputs.dtype)

@@ -158,8 +158,10 @@ def build_model(config: ConfigDict, name: str, classes: int) -> Model:
             f"needs {encoder.stride} pixels; use larger images, --config.model.stem=cifar (8 "
             "pixels) or a smaller --config.model.patch"
         )
-    head = make_head(**config[name].head, classes=classes, **shared)
-    return Model(encoder, head, normalize=normalize, frozen=tuple(config[name].frozen))
+    stage = config[name]
+    margin = stage.objective.margin if stage.objective.name == "cross_entropy" else 1
+    head = make_head(**stage.head, classes=classes, margin=margin, **shared)
+    return Model(encoder, head, normalize=normalize, frozen=tuple(stage.frozen))
 
 
 def build_schedule(stage: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:

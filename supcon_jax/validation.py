@@ -19,7 +19,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "model.pool": ("token", "mean"),
     "model.batch_norm": ("global", "local"),
     "model.dtype": ("float32", "bfloat16"),
-    "objective.loss": ("supcon", "supcon_in"),
+    "objective.loss": ("supcon", "supcon_in", "triplet"),
     "objective.contrast_mode": ("all", "one"),
     "objective.denominator_mode": ("all", "one_positive", "only_negatives"),
     "objective.exchange": ("gather", "ring"),
@@ -72,6 +72,7 @@ RANGES: dict[str, tuple[float, float]] = {  # both ends are allowed
     "queue.from_epoch": (0, ANY),
     "objective.block_size": (0, ANY),
     "objective.label_smoothing": (0, 1),
+    "objective.margin": (1, 10),
     "augment.shift": (0, 8192),
     "augment.cutout": (0, 8192),
     "augment.layers": (0, 100),
@@ -175,6 +176,18 @@ def _check_contrastive(name: str, stage: ConfigDict) -> None:
     init = stage.head.kernel_init
     _require(init != "zeros", f"{name}.head.kernel_init", "other than zeros, which stay so", init)
 
+    if stage.objective.loss == "triplet":
+        _check_triplet(name, stage)
+
+
+def _check_triplet(name: str, stage: ConfigDict) -> None:
+    fixed = dict(use_labels=True, contrast_mode="all", denominator_mode="all", positives_cap=-1,
+                 exchange="gather", block_size=0)  # fmt: skip
+    for field, value in fixed.items():
+        given = stage.objective[field]
+        _require(given == value, f"{name}.objective.{field}", f"{value!r} for triplet", given)
+    _require(stage.queue.size == 0, f"{name}.queue.size", "0 for triplet", stage.queue.size)
+
 
 def _check_queue(name: str, stage: ConfigDict) -> None:
     queue, objective = stage.queue, stage.objective
@@ -196,6 +209,10 @@ def _check_queue(name: str, stage: ConfigDict) -> None:
 def _check_mix(name: str, stage: ConfigDict) -> None:
     if stage.mix == "none":
         return
+    if stage.objective.name == "cross_entropy":
+        expected = "1 for mixed images, which have no class of their own"
+        margin = stage.objective.margin
+        _require(margin == 1, f"{name}.objective.margin", expected, margin)
     one_label = stage.objective.name == "cross_entropy" and stage.views == 1
     expected = "none but for cross_entropy with one view: a mixed image has no class of its own"
     _require(one_label, f"{name}.mix", expected, stage.mix)

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "supcon_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # each may import from those before it
     {"losses"},
-    {"models", "data", "optimizers", "momentum", "config"},
+    {"models", "data", "optimizers", "momentum", "config", "metrics"},
     {"objectives", "validation", "state", "parallel", "micro_batches", "programs"},
     {"steps", "checkpoints", "summary_writer", "interruption", "workdir"},
     {"logs", "evaluation"},

@@ -15,6 +15,7 @@ from supcon_jax.losses.metric_learning import (
     n_pairs_loss,
     nt_xent_loss,
     triplet_loss,
+    with_margin,
 )
 from supcon_jax.losses.normalize import l2_normalize
 from supcon_jax.losses.supcon import supcon_in_loss, supcon_loss
@@ -40,4 +41,5 @@ __all__ = [
     "triplet_loss",
     "uniform_value",
     "uniformity",
+    "with_margin",
 ]

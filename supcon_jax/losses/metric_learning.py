@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Integer, Num
 
 from supcon_jax.losses.arguments import (
     BlockSize,
@@ -224,13 +224,34 @@ def large_margin_softmax(
     check_labels(len(features), labels)
     wide = jnp.promote_types(jnp.result_type(features, class_weights), jnp.float32)
     x, w = features.astype(wide), class_weights.astype(wide)
-    logits = products(x, w, precision_of(None, x))
+    squared = jnp.sum(x * x, -1, keepdims=True) * jnp.sum(w * w, -1)[None]
+    logits = with_margin(products(x, w, precision_of(None, x)), squared, labels, margin)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    squared = jnp.sum(x * x, -1) * jnp.sum(w * w, -1)[labels]
-    lengths = jnp.sqrt(jnp.where(squared > 0, squared, 1))
-    with_margin = jnp.where(squared > 0, lengths * _psi(own / lengths, margin), 0)
-    logits = logits.at[jnp.arange(len(x)), labels].set(with_margin)
-    return jax.nn.logsumexp(logits, axis=-1) - with_margin
+    return jax.nn.logsumexp(logits, axis=-1) - own
+
+
+def with_margin(
+    logits: Float[Array, "*batch classes"],
+    squared: Float[Array, "*batch classes"],
+    labels: Integer[Array, "*batch"],
+    margin: int,
+) -> Float[Array, "*batch classes"]:
+    """Logits whose own class has a margin, see `large_margin_softmax`.
+
+    Args:
+      logits: x . w_j.
+      squared: |x|^2 |w_j|^2.
+      labels: class ids in [0, classes).
+      margin: integer >= 1.
+
+    Returns:
+      The logits, with |x| |w_y| psi(t_y) for the own class y.
+    """
+    own, of_own = (jnp.take_along_axis(a, labels[..., None], -1)[..., 0] for a in (logits, squared))
+    lengths = jnp.sqrt(jnp.where(of_own > 0, of_own, 1))
+    harder = jnp.where(of_own > 0, lengths * _psi(own / lengths, margin), 0)
+    is_own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    return jnp.where(is_own, harder[..., None], logits)
 
 
 def _psi(cosine: Array, margin: int) -> Array:
@@ -239,5 +260,5 @@ def _psi(cosine: Array, margin: int) -> Array:
     for _ in range(margin - 1):
         before, now = now, 2 * cosine * now - before
     ends = np.cos(np.pi * np.arange(1, margin) / margin)
-    k = jnp.sum(cosine[:, None] < jnp.asarray(ends, cosine.dtype)[None], -1)
+    k = sum((cosine < end).astype(jnp.int32) for end in ends)
     return jnp.where(k % 2 == 0, now, -now) - 2 * k

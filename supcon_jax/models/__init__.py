@@ -1,7 +1,7 @@
 """Encoders and heads: the only folder that defines linen modules."""
 
 from supcon_jax.models.build import make_encoder, make_head
-from supcon_jax.models.heads import Classifier, Model, Projection
+from supcon_jax.models.heads import Classifier, MarginClassifier, Model, Projection
 from supcon_jax.models.resnet import DEPTHS, ResNet
 from supcon_jax.models.torch_weights import encoder_from_torch, load_torch_encoder
 from supcon_jax.models.vit import ViT
@@ -9,6 +9,7 @@ from supcon_jax.models.vit import ViT
 __all__ = [
     "DEPTHS",
     "Classifier",
+    "MarginClassifier",
     "Model",
     "Projection",
     "ResNet",

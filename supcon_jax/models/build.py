@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
-from supcon_jax.models.heads import INITIALIZERS, Classifier, Projection
+from supcon_jax.models.heads import INITIALIZERS, Classifier, MarginClassifier, Projection
 from supcon_jax.models.resnet import ResNet, Stem
 from supcon_jax.models.vit import ViT
 
@@ -73,10 +73,13 @@ def make_head(
     layers: tuple[int, ...] = (),
     batch_norm: bool = False,
     kernel_init: str = "lecun_normal",
+    margin: int = 1,
     dtype: Any = None,
     axis_name: str | None = None,
 ) -> nn.Module:
     """The head of a stage: "projection" (`layers`, `batch_norm`) or "classifier" (`classes`).
+
+    A classifier whose objective has a `margin` above 1 is a `MarginClassifier`.
 
     Raises:
       ValueError: another name, or another initial value than those of `INITIALIZERS`.
@@ -86,6 +89,8 @@ def make_head(
         raise ValueError(f"kernel_init must be one of {choices}; got {kernel_init!r}")
     if name == "projection":
         return Projection(tuple(layers), batch_norm, kernel_init, dtype, axis_name)
+    if name == "classifier" and margin > 1:
+        return MarginClassifier(classes, kernel_init)
     if name == "classifier":
         return Classifier(classes, kernel_init, dtype)
     raise ValueError(f"head must be 'projection' or 'classifier', got {name!r}")

@@ -71,6 +71,28 @@ class Classifier(nn.Module):
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+class MarginClassifier(nn.Module):
+    """One dense layer without a bias, for large-margin softmax.
+
+    In training the outputs are `[n, 2 classes]`: the logits x . w_j, then |x|^2 |w_j|^2, which
+    `losses.with_margin` needs; else the logits alone. Float32 at least.
+    """
+
+    classes: int
+    kernel_init: str = "lecun_normal"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n features"], train: bool) -> Float[Array, "n outputs"]:
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        shape = (x.shape[-1], self.classes)
+        w = self.param("kernel", INITIALIZERS[self.kernel_init], shape).astype(x.dtype)
+        logits = x @ w
+        if not train:
+            return logits
+        squared = jnp.sum(x * x, -1, keepdims=True) * jnp.sum(w * w, 0, keepdims=True)
+        return jnp.concatenate([logits, squared], -1)
+
+
 class Model(nn.Module):
     """An encoder and the head of a training stage.
 

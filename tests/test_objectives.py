@@ -1,0 +1,96 @@
+"""Objectives of the baselines: what they minimise, and what they report."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from short_runs import small
+
+from supcon_jax import losses, objectives, stages
+from supcon_jax.models import Classifier, MarginClassifier, make_head
+from supcon_jax.validation import validate
+
+
+def unit(key, *shape):
+    return losses.l2_normalize(jax.random.normal(jax.random.key(key), shape))
+
+
+def test_triplet():
+    z, labels = unit(0, 12, 2, 8), jnp.arange(12) % 3
+    values, weights, metrics = objectives.contrastive(
+        z, {"label": labels}, {}, loss="triplet", temperature=0.2
+    )
+    np.testing.assert_array_equal(values, losses.triplet_loss(z, labels, temperature=0.2))
+    np.testing.assert_array_equal(weights, 1)
+    np.testing.assert_array_equal(metrics["excess"][0], values)
+    assert metrics.keys() == {"collapsed", "excess", "contrastive_accuracy", "lonely"}
+    together = jnp.broadcast_to(z[:1, :1], z.shape)
+    collapsed = objectives.contrastive(
+        together, {"label": labels}, {}, loss="triplet", temperature=0.2
+    )[0]
+    np.testing.assert_allclose(collapsed, metrics["collapsed"][0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("margin", [2, 4])
+def test_margin(margin):
+    x = jax.random.normal(jax.random.key(0), (10, 6))
+    labels = jnp.arange(10) % 4
+    head = make_head("classifier", classes=4, margin=margin)
+    assert isinstance(head, MarginClassifier)
+    variables = head.init(jax.random.key(1), x, True)
+    outputs = head.apply(variables, x, True)
+    values, weights, metrics = objectives.cross_entropy(
+        outputs[:, None], {"label": labels}, {}, margin=margin
+    )
+    w = variables["params"]["kernel"].T
+    expected = losses.large_margin_softmax(x, w, labels, margin=margin)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert (values > losses.large_margin_softmax(x, w, labels, margin=1)).all()
+    logits = head.apply(variables, x, False)
+    np.testing.assert_allclose(logits, x @ w.T, rtol=1e-5, atol=1e-6)
+    right = (logits.argmax(-1) == labels).mean()
+    assert metrics["accuracy"][0].mean() <= right  # with the margin it is harder
+    np.testing.assert_array_equal(weights, 1)
+
+
+def test_no_margin_is_the_plain_classifier():
+    assert isinstance(make_head("classifier", classes=4, margin=1), Classifier)
+
+
+def test_the_recipe_makes_the_head(mesh_of):
+    config = small("cross_entropy", cross_entropy__objective__margin=2)
+    validate(config)
+    data = stages.open_data(config)
+    stage = stages.build_stage(config, "cross_entropy", data, mesh_of(1))
+    assert isinstance(stage.model.head, MarginClassifier)
+    state = stages.create(stage, config, mesh_of(1), None)
+    batch = next(stages.batches(stage, 0, config, data.train, mesh_of(1)))
+    outputs = stage.eval_step(state, {"image": batch["image"]})["outputs"]
+    assert outputs.shape == (256, 10)
+    first = None
+    for _ in range(8):  # on one batch
+        state, metrics = stage.train_step(state, batch)
+        first = metrics["loss"] if first is None else first
+    assert metrics["loss"] < first
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"supcon__objective__positives_cap": 2}, "positives_cap must be -1 for triplet; got 2"),
+        ({"supcon__objective__exchange": "ring"}, "exchange must be 'gather' for triplet"),
+        ({"supcon__objective__use_labels": False}, "use_labels must be True for triplet"),
+    ],
+)
+def test_options_that_triplet_has_no_use_for_are_refused(fields, message):
+    config = small(supcon__objective__loss="triplet")
+    validate(config)
+    config = small(supcon__objective__loss="triplet", **fields)
+    with pytest.raises(ValueError, match=message):
+        validate(config)
+
+
+def test_a_margin_for_mixed_images_is_refused():
+    fields = {"cross_entropy__mix": "mixup", "cross_entropy__objective__margin": 2}
+    with pytest.raises(ValueError, match="margin must be 1 for mixed images"):
+        validate(small("cross_entropy", **fields))
