@@ -37,6 +37,9 @@ DIGITS = (load_digits().images[:6, ..., None] * 15.9).astype(np.uint8)
 RANDOM, FIXED = set(corruptions.RANDOM), set(corruptions.FIXED)
 
 
+FROST_FILES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
+
+
 def distance(images, others):
     return np.abs(images.astype(float) - others).mean()
 
@@ -299,6 +302,23 @@ def test_fog_keeps_the_brightest_and_hides_differences():
     assert made.std() < 0.65 * LARGE.std()
     dark = corrupt(np.full((1, 32, 32, 3), 50, np.uint8), "fog", 5)
     assert dark.max() <= 50
+
+
+@pytest.mark.parametrize(("side", "size"), [(224, "large"), (32, "small")])
+def test_frost_is_like_the_photographs(side, size):
+    """Deviation and steps of the texture alone, relative, are those of the photographs used."""
+    black = np.zeros((120 if size == "small" else 30, side, side, 3), np.float32)
+    texture = corruptions._frost(black, (1, 1), draws(len(black)))
+    photographs = [RECORD["frosts"][name][size] for name in FROST_FILES]
+    colour = np.mean([found["colour"] for found in photographs], axis=0)
+    np.testing.assert_allclose(texture.mean(axis=(0, 1, 2)), colour, atol=20)
+    deviations = texture.mean(axis=3).std(axis=(1, 2))
+    expected = np.mean([found["std"] for found in photographs])
+    np.testing.assert_allclose(deviations.mean(), expected, rtol=0.15)
+    for step in (1, 4, 16):
+        steps = np.abs(texture[:, :, step:] - texture[:, :, :-step]).mean(axis=(1, 2, 3))
+        relative = np.mean([found["steps"][str(step)] / found["std"] for found in photographs])
+        np.testing.assert_allclose((steps / deviations).mean(), relative, rtol=0.15)
 
 
 def test_snow_is_bright():
