@@ -64,9 +64,9 @@ def photographs(side):
     return np.stack(parts)
 
 
-def peers(table):
-    """Their functions, `(PIL image, severity) -> pixels`, with other parameters where wanted."""
-    import imagecorruptions.corruptions as imagecorruptions
+def modules():
+    """Of each corruption, the module that it is taken from."""
+    import imagecorruptions
 
     wand = {name: types.ModuleType(name) for name in ("wand", "wand.image", "wand.api")}
     wand["wand.color"] = types.ModuleType("wand.color")
@@ -75,18 +75,20 @@ def peers(table):
     with mock.patch.dict(sys.modules, wand):
         import imagenet_c.corruptions as imagenet_c
 
-    names = [f.__name__ for f in __import__("imagecorruptions").corruption_tuple[:15]]
-    found = {}
-    for name in names:
-        module = imagenet_c if name == "elastic_transform" else imagecorruptions
-        found[name] = getattr(module, name)
-        if table is not None:
-            found[name] = with_parameters(module, name, table[name])
-    return found
+    names = imagecorruptions.get_corruption_names()
+    return {**dict.fromkeys(names, imagecorruptions.corruptions), "elastic_transform": imagenet_c}
 
 
-def with_parameters(module, name, parameters):
-    """A function of theirs whose `[...][severity - 1]` has other numbers."""
+def peers(table):
+    """Their functions, `(PIL image, severity) -> pixels`, with other parameters where wanted."""
+    return {
+        name: getattr(module, name) if table is None else with_parameters(module, name, table[name])
+        for name, module in modules().items()
+    }
+
+
+def parameters_in(module, name):
+    """The source of a function of theirs, and in it the list in `[...][severity - 1]`."""
     tree = ast.parse(inspect.getsource(getattr(module, name)))
     places = [
         node
@@ -94,7 +96,22 @@ def with_parameters(module, name, parameters):
         if isinstance(node, ast.Subscript) and ast.unparse(node.slice) == "severity - 1"
     ]
     assert len(places) == 1, name
-    places[0].value = ast.parse(repr(list(parameters))).body[0].value
+    return tree, places[0]
+
+
+def their_parameters():
+    """The parameters of ImageNet-C as their functions have them."""
+    found = {}
+    for name, module in modules().items():
+        values = eval(ast.unparse(parameters_in(module, name)[1].value), {"np": np})
+        found[name] = [np.asarray(value, float).tolist() for value in values]
+    return found
+
+
+def with_parameters(module, name, parameters):
+    """A function of theirs with other parameters."""
+    tree, place = parameters_in(module, name)
+    place.value = ast.parse(repr(list(parameters))).body[0].value
     space = dict(vars(module))
     exec(compile(ast.fix_missing_locations(tree), name, "exec"), space)
     return space[name]
@@ -172,6 +189,7 @@ def make(file):
         name: importlib.metadata.version(name)
         for name in ("imagecorruptions", "numpy", "scipy", "scikit-image", "pillow")
     }
+    made["parameters"] = np.array(json.dumps(their_parameters()))
     made["frosts"] = np.array(json.dumps(frosts()))
     made["versions"] = np.array(json.dumps({**versions, "imagenet_c": "0.0.3"}))
     np.savez_compressed(file, **made)
@@ -225,7 +243,10 @@ def compare(file):
                     "their_seeds": seeds,
                 }
             ]
-    return rows, json.loads(str(theirs["versions"])), json.loads(str(theirs["frosts"]))
+    return rows, {
+        name: json.loads(str(theirs[key]))
+        for name, key in (("parameters",) * 2, ("frosts",) * 2, ("peers", "versions"))
+    }
 
 
 def seconds(count=10_000, side=32):
@@ -277,14 +298,13 @@ def main():
     from supcon_jax.report import circumstances
 
     cv2.setNumThreads(1)
-    rows, versions, photographs_of_frost = compare(options.file)
+    rows, of_theirs = compare(options.file)
     took = seconds()
     record = {
         "command": "corruptions.py make FILE; corruptions.py compare FILE",
         "rows": rows,
         "seconds": {"images": 10_000, "side": 32, "severities": 5, **took},
-        "frosts": photographs_of_frost,
-        "peers": versions,
+        **of_theirs,
         **circumstances(),
     }
     (HERE / "corruptions.json").write_text(json.dumps(record, indent=1) + "\n")
