@@ -5,14 +5,12 @@ claims to `main`, and is started from the root of the repository:
 
     python -m experiments.temperature.run --scale cpu
 
-A run that has finished in `--scratch` is not run again, one that was stopped goes on. The folder's
-results.json gets the part of the scale; `--scale smoke` writes nothing beside the code unless told
-where.
+A run that has finished in `--scratch` is not run again, also for another experiment with the same
+setting; one that was stopped goes on. The folder's results.json gets the part of the scale.
 """
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +69,7 @@ def main(
 
     Args:
       settings: `(scale, data folder) -> {name: configuration}`; the seed is set here.
-      claims: judged from the quantities.
+      claims: judged from the quantities, where the scale has them.
       measure: `(workdir, config, results) -> {metric: number}` of a finished run.
       derive: further quantities from those of all settings, one number a seed.
       draw: `(record, file)` draws the picture.
@@ -83,13 +81,12 @@ def main(
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--data", type=Path, help="folder with the data sets (see README.md)")
     parser.add_argument("--seeds", type=int, help="how many, from 0 (smoke: 2, else 3)")
-    parser.add_argument("--scratch", type=Path, help="folder of the runs (runs/experiments/NAME)")
+    parser.add_argument("--scratch", type=Path, help="folder of the runs (runs/experiments/SCALE)")
     parser.add_argument("--out", type=Path, default=script.parent, help="folder of results.json")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after")
-    parser.add_argument("--keep", action="store_true", help="keep the checkpoints of finished runs")
     options = parser.parse_args()
     seeds = options.seeds or (2 if options.scale == "smoke" else 3)
-    scratch = options.scratch or Path("runs/experiments", script.parent.name, options.scale)
+    scratch = options.scratch or Path("runs/experiments", options.scale)
     quieten()
     keep_compiled_programs()
 
@@ -100,7 +97,7 @@ def main(
             if time.monotonic() - begin > 60 * options.minutes:
                 print("the time is over; the same command goes on", flush=True)
                 return
-            rows[name, seed] = finished(config, seed, scratch, measure, options.keep)
+            rows[name, seed] = finished(config, seed, scratch, measure)
             print(f"{name}  seed {seed}  {rows[name, seed]}", flush=True)
     record = summary(rows, list(configs), seeds, claims, derive)
     record |= {"command": _command(script, options), **circumstances()}
@@ -110,28 +107,27 @@ def main(
     print(table(record))
 
 
-def finished(
-    config: ConfigDict, seed: int, scratch: Path, measure: Measure, keep: bool
-) -> dict[str, float]:
+def finished(config: ConfigDict, seed: int, scratch: Path, measure: Measure) -> dict[str, float]:
     """The measurements of a run, which is run or finished where it has not been."""
-    config = ConfigDict(config.to_dict())
+    config = config.copy_and_resolve_references()
     config.seed = seed
     workdir = scratch / configuration.config_hash(configuration.used(config))
-    file = workdir / "measured.json"
+    file = workdir / f"{measure.__name__}.json"
     if not file.exists():
-        start = time.monotonic()
         try:
-            results = train_and_evaluate(config, workdir, pictures=False)
-            measured = dict(measure(workdir, config, results))
-            stages = results["stages"].values()
-            measured["passes"] = sum(stage["passes"] for stage in stages)
+            found = dict(measure(workdir, config, trained(config, workdir)))
         except FloatingPointError as error:
             print(f"diverged: {error}", flush=True)
-            measured = {"diverged": 1.0}
-        measured["time/seconds"] = round(time.monotonic() - start, 1)
-        file.write_text(json.dumps(measured))
-        if not keep:
-            shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+            found = {"diverged": 1.0}
+        file.write_text(json.dumps(found))
+    return json.loads(file.read_text())
+
+
+def trained(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """The results of a run, which is run where it has not been."""
+    file = workdir / "results.json"
+    if not file.exists():
+        train_and_evaluate(config, workdir, pictures=False)
     return json.loads(file.read_text())
 
 
@@ -152,7 +148,7 @@ def summary(
     return {
         "seeds": seeds,
         "quantities": {name: spread(found) for name, found in values.items()},
-        "claims": [judged(claim, values) for claim in claims],
+        "claims": [judged(c, values) for c in claims if {c.first, c.second} <= values.keys()],
     }
 
 
@@ -212,3 +208,35 @@ def _command(script: Path, options: argparse.Namespace) -> str:
     given = {"scale": options.scale, "seeds": options.seeds}
     flags = " ".join(f"--{name} {value}" for name, value in given.items() if value)
     return f"python -m experiments.{script.parent.name}.run {flags}"
+
+
+def curve(label: str, metric: str = "top1") -> Callable[[dict[str, Any], Path], None]:
+    """Draws a metric, mean and standard deviation, against settings "NUMBER" or "NUMBER: LINE"."""
+
+    def draw(record: dict[str, Any], file: Path) -> None:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+
+        lines: dict[str, list[tuple[float, float, float]]] = {}
+        for name, found in record["quantities"].items():
+            setting, _, of = name.rpartition("/")
+            number, _, line = setting.partition(": ")
+            if of == metric and found["mean"] is not None:
+                lines.setdefault(line, []).append((float(number), found["mean"], found["sd"]))
+        figure, axis = plt.subplots(figsize=(5.5, 4), layout="constrained")
+        for line, points in lines.items():
+            numbers, means, sds = zip(*sorted(points), strict=True)
+            axis.errorbar(numbers, means, sds, marker=".", capsize=2, label=line or None)
+        axis.set(xscale="log", xlabel=label, ylabel=f"test {metric}, %")
+        axis.set_xticks(sorted({x for points in lines.values() for x, _, _ in points}))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+        if any(lines):
+            axis.legend(frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+        figure.savefig(file, dpi=110)
+        plt.close(figure)
+
+    return draw

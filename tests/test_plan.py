@@ -259,11 +259,16 @@ class Refuses:
         raise jax.errors.JaxRuntimeError(self.message)
 
 
-def test_a_program_that_does_not_fit_says_what_it_needs():
-    message = (
+@pytest.mark.parametrize(
+    "message",
+    [
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
-        "hbm. Used 38.90G of 15.75G hbm. Exceeded hbm capacity by 23.15G."
-    )
+        "hbm. Used 38.90G of 15.75G hbm. Exceeded hbm capacity by 23.15G.",
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (38.90G) exceeds available HBM (15.75G).",
+    ],
+)
+def test_a_program_that_does_not_fit_says_what_it_needs(message):
     found = plan.attempt(Refuses(message), devices=8)
     assert (found.needed, found.available) == (38.9 * 2**30, 15.75 * 2**30)
     with pytest.raises(jax.errors.JaxRuntimeError, match="other"):

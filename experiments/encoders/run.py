@@ -1,0 +1,57 @@
+"""SupCon against cross-entropy on several encoders (Table 3 of the paper)."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from experiments.bases import base, with_fields
+from experiments.runner import Claim, main
+
+SMALL = {"model.name": "vit", "model.size": "ti"}
+ENCODERS = {
+    "smoke": {"ResNet-10": {"model.depth": 10}},
+    "cpu": {
+        "ResNet-10": {"model.depth": 10},
+        "ResNet-18": {"model.depth": 18},
+        "ViT-Ti": {**SMALL, "model.patch": 7},
+    },
+    "gpu": {
+        "ResNet-18": {"model.depth": 18},
+        "ResNet-50": {"model.depth": 50},
+        "ViT-Ti": {**SMALL, "model.patch": 4},
+    },
+    "paper": {f"ResNet-{depth}": {"model.depth": depth} for depth in (50, 101, 200)},
+}
+RECIPES = {"SupCon": "supcon", "cross-entropy": "cross_entropy"}
+ADAMW = {"optimizer.name": "adamw", "optimizer.weight_decay_kind": "decoupled",
+         "optimizer.weight_decay": 0.05, "schedule.learning_rate": 1e-3}  # fmt: skip
+
+
+def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
+    """Both losses on every encoder; a ViT is trained by AdamW."""
+    found = {}
+    for encoder, fields in ENCODERS[scale].items():
+        for name, recipe in RECIPES.items():
+            adamw = {f"{recipe}.{k}": v for k, v in ADAMW.items() if "ViT" in encoder}
+            found[f"{encoder}: {name}"] = with_fields(base(scale, recipe, data), fields | adamw)
+    return found
+
+
+CLAIMS = [
+    Claim(
+        f"SupCon is more accurate than cross-entropy on {encoder}",
+        numbers,
+        f"{encoder}: SupCon/top1",
+        f"{encoder}: cross-entropy/top1",
+    )
+    for encoder, numbers in {
+        "ResNet-10": "not given",
+        "ResNet-18": "not given",
+        "ResNet-50": "ImageNet 78.7 over 77.6",
+        "ResNet-200": "ImageNet 81.4 over 80.9",
+        "ViT-Ti": "not given",
+    }.items()
+]
+
+if __name__ == "__main__":
+    main(settings, CLAIMS)

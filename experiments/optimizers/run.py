@@ -1,0 +1,58 @@
+"""Accuracy for pairs of optimizers: of pre-training and of the linear stage (Table 8)."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from experiments.bases import base, with_fields
+from experiments.runner import Claim, main
+
+RATES = {  # learning rates of pre-training and of the linear stage
+    "sgd": (0.5, 1.0),
+    "lars": (1.0, 1.0),
+    "rmsprop": (0.003, 0.01),
+    "adamw": (0.003, 0.01),
+}
+DECAY = {"lars": "lars", "adamw": "decoupled"}
+
+
+def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
+    """SupCon with each optimizer in each stage."""
+    names = ("sgd", "lars") if scale == "smoke" else tuple(RATES)
+    return {
+        f"{first}, {second}": with_fields(
+            base(scale, "supcon", data),
+            of_stage("supcon", first, RATES[first][0])
+            | of_stage("linear", second, RATES[second][1]),
+        )
+        for first in names
+        for second in names
+    }
+
+
+def of_stage(stage: str, name: str, rate: float) -> dict[str, object]:
+    """An optimizer of a stage."""
+    return {
+        f"{stage}.optimizer.name": name,
+        f"{stage}.optimizer.weight_decay_kind": DECAY.get(name, "l2"),
+        f"{stage}.schedule.learning_rate": rate,
+    }
+
+
+CLAIMS = [
+    Claim(
+        "LARS is better than RMSProp for pre-training",
+        "78.7 over 77.8 (linear stage: RMSProp)",
+        "lars, rmsprop/top1",
+        "rmsprop, rmsprop/top1",
+    ),
+    Claim(
+        "LARS is better than SGD with momentum for pre-training",
+        "78.7 over 76.1 (linear stage: RMSProp)",
+        "lars, rmsprop/top1",
+        "sgd, rmsprop/top1",
+    ),
+]
+
+if __name__ == "__main__":
+    main(settings, CLAIMS)
