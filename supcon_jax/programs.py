@@ -29,9 +29,8 @@ BRANCH = re.compile(r"(?:true_computation|false_computation)=%?([\w.\-]+)")
 CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 BOUND = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 TRIPS = re.compile(r'known_trip_count"?:\s*\{"n":"(\d+)"\}')
-NEEDED = re.compile(
-    r"(?:Used |temporaries \()([\d.]+)([KMGT]?)(?: of |\) exceeds available HBM \()([\d.]+)([KMGT]?)"
-)
+SIZE = r"([\d.]+)([KMGT]?)"
+NEEDED = re.compile(rf"(?:Used |temporaries \(){SIZE}(?: of |\) exceeds available HBM \(){SIZE}")
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 TOPOLOGIES = "v5e:4x4, v5e:16x16, v4:4x4x8, v5p:2x2x2 or v6e:2x4"
 
