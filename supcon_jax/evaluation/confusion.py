@@ -139,7 +139,7 @@ def draw_confusion(
         _number_cells(axis, shares)
     else:
         _list_pairs(axes[0, 1], matrix, class_names)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)
     return path
 

@@ -29,10 +29,10 @@ def correlated(images, seed):
     return np.float32(rows @ axes + offset), labels
 
 
-def by_scikit_learn(features, labels, l2, solver="lbfgs"):
+def by_scikit_learn(features, labels, l2):
     """At two classes it has one vector of weights, the difference of ours."""
     strength = (2 if labels.max() == 1 else 1) / (l2 * len(labels))
-    model = LogisticRegression(C=strength, solver=solver, tol=1e-7, max_iter=10_000)
+    model = LogisticRegression(C=strength, solver="newton-cholesky", tol=1e-8)
     with threadpool_limits(1):  # its threads wait by spinning
         return model.fit(features.astype(float), labels)
 
@@ -59,7 +59,7 @@ def test_equals_scikit_learn_on_digits(l2):
     value, expected = objective(probe, *TRAIN, l2), objective(reference, *TRAIN, l2)
     assert value == pytest.approx(expected, rel=1e-6, abs=1e-6)
     np.testing.assert_allclose(probe.kernel, reference.kernel, atol=0.02 * model.coef_.std())
-    np.testing.assert_allclose(probe.bias, reference.bias, atol=0.02 * model.coef_.std())
+    np.testing.assert_allclose(probe.bias, reference.bias, atol=0.05 * model.coef_.std())
     predicted = predict_logits(probe, TEST[0]).argmax(-1)
     assert (predicted == model.predict(TEST[0])).mean() > 0.999
     assert (predicted == TEST[1]).mean() > 0.85
@@ -69,7 +69,7 @@ def test_equals_scikit_learn_on_digits(l2):
 def test_equals_scikit_learn_on_correlated_features(l2):
     train, test = correlated(3000, 1), correlated(2000, 2)
     probe = fit_probe(*train, classes=5, l2=l2)
-    model = by_scikit_learn(*train, l2, "newton-cholesky")
+    model = by_scikit_learn(*train, l2)
     reference = Probe(model.coef_.T, model.intercept_)
     expected = objective(reference, *train, l2)
     assert objective(probe, *train, l2) == pytest.approx(expected, rel=1e-6, abs=1e-6)
@@ -139,9 +139,12 @@ def test_classes_without_images_are_not_predicted():
 
 @pytest.fixture(scope="module")
 def noisy():
-    """Digits beside numbers by chance, of which a weak penalty makes too much."""
-    chance = np.random.RandomState(0).normal(size=(1437, 200)) / 2
-    return np.concatenate([TRAIN[0], np.float32(chance)], axis=1)[::3], TRAIN[1][::3]
+    """Digits beside numbers by chance, some labels by chance: too much for a weak penalty."""
+    random = np.random.RandomState(0)
+    chance = np.float32(random.normal(size=(1437, 200)) / 2)
+    wrong = random.random_sample(1437) < 0.3
+    labels = np.where(wrong, random.randint(10, size=1437, dtype=np.int32), TRAIN[1])
+    return np.concatenate([TRAIN[0], chance], axis=1), labels
 
 
 def test_sweep_takes_the_penalty_that_is_best_on_what_it_holds_out(noisy):
