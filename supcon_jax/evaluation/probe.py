@@ -118,7 +118,7 @@ def sweep_probe(
 
     References:
       Kornblith et al., Do Better ImageNet Models Transfer Better?, 2019,
-      https://arxiv.org/abs/1805.08974, appendix A.4.
+      https://arxiv.org/abs/1805.08974 (the penalty chosen on held-out images, then all of them).
     """
     _check(features, labels, classes, penalties)
     held = _hold_out(labels, holdout, seed)
