@@ -93,7 +93,7 @@ def test_classes_may_be_missing():
 @pytest.mark.parametrize("neighbours", [1, 20, 200])
 def test_blocks_of_references_do_not_matter(monkeypatch, block, neighbours):
     monkeypatch.setattr(knn, "BLOCK", block)
-    actual = knn_predict(QUERIES[:40], *REFERENCES, neighbours=neighbours)
+    actual = knn_predict(QUERIES[:40], *REFERENCES, neighbours=neighbours, chunk=16)
     np.testing.assert_array_equal(actual, by_scikit_learn(neighbours, 0.07)[:40])
 
 
