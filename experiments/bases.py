@@ -1,7 +1,7 @@
 """The recipe that an experiment changes, at each scale.
 
 smoke: a few steps on the digits, to see that it works. cpu: 2,000 training images and all 10,000
-test images of Fashion-MNIST, scaled to 14 pixels; ResNet-10 at an eighth of its width, 120,000
+test images of Fashion-MNIST, scaled to 14 pixels; ResNet-10 at an eighth of its width, 80,000
 passes of images through the encoder. gpu: configs/cifar10_resnet18.py. paper: configs/resnet50.py.
 
 Learning rates of the cpu scale are those of `experiments.learning_rate`'s grid that were best on
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from supcon_jax import config as configuration
 from supcon_jax.data.datasets import dataset
 
-EPOCHS = 30.0  # of contrastive stages at the cpu scale; cross-entropy has twice as many
+EPOCHS = 20.0  # of contrastive stages at the cpu scale; cross-entropy has twice as many
 RATES = {"supcon": 0.5, "simclr": 0.5, "cross_entropy": 0.3, "linear": 1.0}
 
 

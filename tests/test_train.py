@@ -356,3 +356,29 @@ def test_checkpoints_of_another_model_are_refused(finished):
     assert len(said) == 2
     assert "it is of another model" in said[0]
     assert "([4] float32 there, [8] float32 here)" in said[0]
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_train_as_the_whole(tmp_path):
+    """Without batch norm the gradient of the parts is that of the batch."""
+    vit = {"model__name": "vit", "model__size": "ti", "model__patch": 4}
+    vit["supcon__head__batch_norm"] = False
+    losses = []
+    for parts in (1, 4):
+        config = small(supcon__micro_batches=parts, linear__micro_batches=parts, **vit)
+        config.log.every_steps = 1
+        config.supcon.schedule.learning_rate = 0.02
+        train.train_and_evaluate(config, tmp_path / str(parts), pictures=False)
+        records = read_metrics(tmp_path / str(parts))
+        losses.append([r["loss"] for r in records if "loss" in r])
+    assert len(losses[0]) == len(losses[1]) == 15
+    assert losses[0][9] < losses[0][0] - 0.02  # it learns
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_with_batch_norm_train(tmp_path):
+    """Their statistics are those of each part, so that the run is another one, but as good."""
+    config = small(supcon__micro_batches=4, supcon__epochs=8.0)
+    results = train.train_and_evaluate(config, tmp_path, pictures=False)
+    assert results["test"]["knn"] > 0.7
