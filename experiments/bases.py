@@ -4,8 +4,7 @@ smoke: a few steps on the digits, to see that it works. cpu: 2,000 training imag
 test images of Fashion-MNIST, scaled to 14 pixels; ResNet-10 at an eighth of its width, 80,000
 passes of images through the encoder. gpu: configs/cifar10_resnet18.py. paper: configs/resnet50.py.
 
-Learning rates of the cpu scale are those of `experiments.learning_rate`'s grid that were best on
-held-out training images (experiments/rates.json).
+Learning rates of the cpu scale: see experiments/classification/rates.py.
 """
 
 from collections.abc import Mapping

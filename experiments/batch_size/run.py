@@ -30,10 +30,12 @@ def of_batch(size: int) -> Claim:
     return Claim(text, "at every size", f"{size}: SupCon/top1", f"{size}: cross-entropy/top1")
 
 
-CLAIMS = [of_batch(size) for sizes in SIZES.values() for size in sizes] + [
+CLAIMS = [
+    of_batch(size) for size in sorted({size for sizes in SIZES.values() for size in sizes})
+] + [
     Claim(
-        "a larger batch is better for SupCon",
-        "up to 6,144",
+        f"a batch of {large} is better for SupCon than one of {small}",
+        "better up to 6,144",
         f"{large}: SupCon/top1",
         f"{small}: SupCon/top1",
     )

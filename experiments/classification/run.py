@@ -1,5 +1,6 @@
 """Accuracy of SupCon, its relatives and cross-entropy at equal passes through the encoder."""
 
+import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -7,6 +8,7 @@ from ml_collections import ConfigDict
 from experiments.bases import base, with_fields
 from experiments.runner import Claim, main
 
+HERE = Path(__file__).parent
 DATA = {"smoke": ("digits",), "cpu": ("fashion_mnist", "digits"), "gpu": ("cifar10",)}
 
 
@@ -19,15 +21,18 @@ def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
     }
 
 
-def methods(scale: str, data: Path | None, name: str) -> dict[str, ConfigDict]:
-    """SupCon, what it is compared with in the paper, and its siblings."""
+def methods(scale: str, data: Path | None, name: str, chosen: bool = True) -> dict[str, ConfigDict]:
+    """SupCon, what it is compared with in the paper, and its siblings.
+
+    At the cpu scale with the learning rates of rates.json, unless `chosen` is False.
+    """
 
     def of(recipe: str, **fields: object) -> ConfigDict:
         paths = {field.replace("__", "."): value for field, value in fields.items()}
         return with_fields(base(scale, recipe, data, name), paths)
 
     epochs = of("supcon").supcon.epochs
-    return {
+    found = {
         "SupCon": of("supcon"),
         "cross-entropy": of("cross_entropy"),
         "SimCLR": of("simclr"),
@@ -44,6 +49,16 @@ def methods(scale: str, data: Path | None, name: str) -> dict[str, ConfigDict]:
         "triplet": of("supcon", supcon__objective__loss="triplet"),
         "max-margin": of("cross_entropy", cross_entropy__objective__margin=2),
     }
+    if scale == "cpu" and chosen:
+        for method, config in found.items():
+            config[config.stages[0]].schedule.learning_rate = chosen_rate(name, method)
+    return found
+
+
+def chosen_rate(name: str, method: str) -> float:
+    """The learning rate that was best on held-out training images."""
+    heldout = json.loads((HERE / "rates.json").read_text())["heldout"][name][method]
+    return float(max(heldout, key=heldout.__getitem__))
 
 
 PAPER = {  # SupCon over the method

@@ -1,0 +1,60 @@
+"""Learning rates of the cpu scale, for every method: python -m experiments.classification.rates
+
+Each method with its rate times 0.3, 1 and 3, one seed, a fifth of the training images held out; the
+rate that is best on these is used by all experiments. Goes on where it was stopped. Writes
+rates.json.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from experiments.classification.run import DATA, methods
+from experiments.runner import trained
+from supcon_jax import config as configuration
+from supcon_jax.command import keep_compiled_programs, quieten
+from supcon_jax.logs import read_metrics
+from supcon_jax.report import circumstances
+
+HERE = Path(__file__).parent
+FACTORS = (0.3, 1.0, 3.0)
+
+
+def heldout(config: ConfigDict, factor: float, scratch: Path) -> tuple[float, float]:
+    """The learning rate of the first stage, and the accuracy on held-out images at the end."""
+    config = config.copy_and_resolve_references()
+    config.data.holdout = 0.2
+    config.evaluation.every_epochs = config[config.stages[-1]].epochs
+    schedule = config[config.stages[0]].schedule
+    schedule.learning_rate = factor * schedule.learning_rate
+    workdir = scratch / configuration.config_hash(configuration.used(config))
+    try:
+        trained(config, workdir)
+    except FloatingPointError:
+        return schedule.learning_rate, 0.0
+    found = [m["heldout/top1"] for m in read_metrics(workdir) if "heldout/top1" in m]
+    return schedule.learning_rate, found[-1]
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Learning rates of the cpu scale.")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--scratch", type=Path, default=Path("runs/experiments/rates"))
+    options = parser.parse_args()
+    quieten()
+    keep_compiled_programs()
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for name in DATA["cpu"]:
+        for method, config in methods("cpu", options.data, name, chosen=False).items():
+            rates = [heldout(config, factor, options.scratch) for factor in FACTORS]
+            table.setdefault(name, {})[method] = {f"{rate:.3g}": score for rate, score in rates}
+            print(name, method, table[name][method], flush=True)
+    record = {"heldout": table, "command": "python -m experiments.classification.rates"}
+    (HERE / "rates.json").write_text(json.dumps(record | circumstances(), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
