@@ -1,36 +1,82 @@
 #!/usr/bin/env bash
-# What one GPU can show, in parts of at most ten minutes each:
+# What one GPU can show, by priority, for as long as there is time; goes on where it was stopped.
 #
-#   experiments/gpu.sh PART DATA OUT
+#   experiments/gpu.sh --minutes M --bring DIR --out DIR [--scale gpu|smoke]
 #
-# PART: tests | loss | augment | speed | supcon | cross_entropy | all
-# DATA: CIFAR-10 as a folder, DATA/{train,test}/CLASS/IMAGE
-# OUT:  gets the records and runs; what is kept of them goes to experiments/
-set -euo pipefail
+# --bring: a folder with cifar10.tar.xz and tiny_imagenet32.tar.xz (folders of images, SPLIT/CLASS/
+#          IMAGE) and the wheels that are missing here, such as ml-collections and jaxtyping; nothing
+#          else is read, and no network is used
+# --out:   gets the unpacked data, the runs, and records.tar.gz: the records without checkpoints
+#
+# Plain JAX, Flax, Optax and Orbax are enough: no TensorFlow, no CLU.
+set -uo pipefail
 cd "$(dirname "$0")/.."
-part=$1 data=$2 out=$3
-mkdir -p "$out"
 
-run_tests() {  # the losses and the step, where the arithmetic is the card's
-  JAX_PLATFORMS=cuda XLA_PYTHON_CLIENT_PREALLOCATE=false \
-    python -m pytest -q -p no:cacheprovider tests/losses tests/test_steps.py -m "not slow"
-}
-run_loss() { python experiments/benchmarks/accelerator.py && cp experiments/benchmarks/*.{json,md} "$out"; }
-run_augment() { python experiments/benchmarks/augment.py --out "$out"; }
-run_speed() {
-  for dtype in float32 bfloat16; do
-    python experiments/benchmarks/train_step.py --batch 1024 --steps 20 --dtype $dtype \
-      --out "$out/train_step-$dtype.json"
+minutes=9 bring= out= scale=gpu
+while [ $# -gt 0 ]; do
+  case $1 in
+    --minutes) minutes=$2 ;;
+    --bring) bring=$2 ;;
+    --out) out=$2 ;;
+    --scale) scale=$2 ;;
+    *) echo "error: unknown option $1; the first lines of $0 tell them" >&2; exit 1 ;;
+  esac
+  shift 2 || { echo "error: $1 needs a value" >&2; exit 1; }
+done
+[ -n "$out" ] || { echo "error: --out DIR is needed, for data, runs and records" >&2; exit 1; }
+end=$((SECONDS + minutes * 60))
+mkdir -p "$out"/{data,site,done,records}
+export PYTHONPATH="$out/site:$PWD" JAX_COMPILATION_CACHE_DIR="$out/compiled"
+
+if [ -n "$bring" ]; then
+  for archive in "$bring"/*.tar.xz; do
+    name=$(basename "$archive" .tar.xz)
+    [ -e "$archive" ] && [ ! -d "$out/data/$name" ] && tar xJf "$archive" -C "$out/data"
   done
-}
-train() {  # the 100-epoch recipe (cross-entropy: 200 epochs, as many passes), whole
-  python -m supcon_jax.train --config "configs/cifar10_resnet18.py:$1" --workdir "$out/cifar10-$1" \
-    --config.data.source=folder --config.data.dir="$data" --config.model.dtype=bfloat16
+  if ls "$bring"/*.whl >/dev/null 2>&1 && [ ! -e "$out/done/wheels" ]; then
+    python -m pip install -q --no-index --no-deps --target "$out/site" "$bring"/*.whl && touch "$out/done/wheels"
+  fi
+fi
+
+# one NAME COMMAND...: the command, unless it is done or the time is over; TERM makes a run save
+one() {
+  local name=$1 left=$((end - SECONDS)); shift
+  [ -e "$out/done/$name" ] && return
+  [ $left -gt 30 ] || { echo "-- $name: no time left"; return; }
+  echo "-- $name ($left s left)"
+  if timeout -s TERM -k 30 $left "$@" >"$out/$name.log" 2>&1; then
+    touch "$out/done/$name"
+  else
+    echo "   not finished (exit $?): $(tail -n 1 "$out/$name.log" | cut -c1-150)"
+  fi
 }
 
-case $part in
-  tests | loss | augment | speed) "run_$part" ;;
-  supcon | cross_entropy) train "$part" ;;
-  all) for each in tests loss augment speed supcon cross_entropy; do "$0" $each "$data" "$out"; done ;;
-  *) echo "PART must be tests, loss, augment, speed, supcon, cross_entropy or all; got $part" >&2; exit 1 ;;
-esac
+# experiment NAME LABEL OPTIONS...: its record goes to records/
+experiment() {
+  local name=$1 label=$2; shift 2
+  one "$label" python -m "experiments.$name.run" --scale "$scale" --data "$out/data" \
+    --scratch "$out/runs" --out "$out/records/$label" "$@"
+}
+
+one tests env JAX_PLATFORMS= XLA_PYTHON_CLIENT_PREALLOCATE=false \
+  python -m pytest -q -p no:cacheprovider tests/losses tests/test_steps.py -m "not slow"
+first=cifar10 second=tiny_imagenet32
+[ "$scale" = smoke ] && first=digits second=digits
+experiment classification cifar10 --seeds 1 --only "$first: SupCon" "$first: cross-entropy"
+experiment classification tiny_imagenet32 --seeds 1 --only "$second: SupCon" "$second: cross-entropy"
+if [ "$scale" = gpu ]; then
+  for dtype in float32 bfloat16; do
+    one "speed-$dtype" python experiments/benchmarks/train_step.py --batch 1024 --steps 20 \
+      --dtype $dtype --out "$out/records/train_step-$dtype.json"
+  done
+  one loss python experiments/benchmarks/accelerator.py --out "$out/records"
+  one gradient_cache python experiments/benchmarks/gradient_cache.py --out "$out/records"
+  one augment python experiments/benchmarks/augment.py --out "$out/records"
+fi
+experiment learning_rate learning_rate --seeds 1
+experiment classification cifar10-seeds --seeds 3 --only "$first: SupCon" "$first: cross-entropy"
+experiment corruptions corruptions --seeds 3
+
+find "$out/runs" \( -name results.json -o -name metrics.jsonl -o -name config.json -o -name "*.png" \) \
+  2>/dev/null | tar czf "$out/records.tar.gz" --exclude=checkpoints -T - "$out/records" "$out"/*.log
+echo "records: $out/records.tar.gz, $(du -h "$out/records.tar.gz" | cut -f1)"

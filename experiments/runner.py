@@ -82,7 +82,8 @@ def main(
     parser.add_argument("--data", type=Path, help="folder with the data sets (see README.md)")
     parser.add_argument("--seeds", type=int, help="how many, from 0 (smoke: 2, else 3)")
     parser.add_argument("--scratch", type=Path, help="folder of the runs (runs/experiments/SCALE)")
-    parser.add_argument("--out", type=Path, default=script.parent, help="folder of results.json")
+    parser.add_argument("--only", nargs="+", help="settings, by name or its end (all)")
+    parser.add_argument("--out", type=Path, help="folder of results.json (the script's)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after")
     options = parser.parse_args()
     seeds = options.seeds or (2 if options.scale == "smoke" else 3)
@@ -90,20 +91,26 @@ def main(
     quieten()
     keep_compiled_programs()
 
+    configs = {
+        name: config
+        for name, config in settings(options.scale, options.data).items()
+        if options.only is None or any(name.endswith(end) for end in options.only)
+    }
+    if not configs:
+        parser.error(f"no setting {options.only} at this scale")
     rows, begin = {}, time.monotonic()
-    configs = settings(options.scale, options.data)
     for seed in range(seeds):  # all settings of a seed first, so that a part is a fair comparison
         for name, config in configs.items():
             if time.monotonic() - begin > 60 * options.minutes:
-                print("the time is over; the same command goes on", flush=True)
-                return
+                sys.exit("the time is over; the same command goes on")
             rows[name, seed] = finished(config, seed, scratch, measure)
             print(f"{name}  seed {seed}  {rows[name, seed]}", flush=True)
     record = summary(rows, list(configs), seeds, claims, derive)
     record |= {"command": _command(script, options), **circumstances()}
-    write(options.out / "results.json", options.scale, record)
+    out = options.out or (scratch if options.scale == "smoke" else script.parent)
+    write(out / "results.json", options.scale, record)
     if draw is not None:
-        draw(record, options.out / f"{options.scale}.png")
+        draw(record, out / f"{options.scale}.png")
     print(table(record))
 
 

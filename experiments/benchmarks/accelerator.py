@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--side", type=int, default=8192, help="of the square product")
     parser.add_argument("--longest", type=float, default=5, help="seconds a step may take")
+    parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args()
     device = jax.devices()[0]
     limit = 0.9 * (device.memory_stats() or {}).get("bytes_limit", 16 * 2**30)
@@ -111,8 +112,8 @@ def main() -> None:
         **circumstances(),
     }
     kind = device.device_kind.replace(" ", "-")
-    (HERE / f"{kind}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (HERE / f"{kind}.md").write_text(table(results))
+    (options.out / f"{kind}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / f"{kind}.md").write_text(table(results))
     print(table(results))
 
 

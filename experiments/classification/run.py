@@ -9,7 +9,11 @@ from experiments.bases import base, with_fields
 from experiments.runner import Claim, main
 
 HERE = Path(__file__).parent
-DATA = {"smoke": ("digits",), "cpu": ("fashion_mnist", "digits"), "gpu": ("cifar10",)}
+DATA = {
+    "smoke": ("digits",),
+    "cpu": ("fashion_mnist", "digits"),
+    "gpu": ("cifar10", "tiny_imagenet32"),
+}
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
@@ -76,7 +80,7 @@ CLAIMS = [
         f"{name}: SupCon/top1",
         f"{name}: {method}/top1",
     )
-    for name in ("digits", "fashion_mnist", "cifar10", "imagenet2012")
+    for name in ("digits", "fashion_mnist", "cifar10", "tiny_imagenet32", "imagenet2012")
     for method, numbers in PAPER.items()
 ]
 
