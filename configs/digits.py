@@ -12,7 +12,7 @@ experiments/digits/README.md.
 
 from ml_collections import ConfigDict
 
-from supcon_jax.config import base
+from supcon_jax.config import STAGES, base
 from supcon_jax.data.datasets import dataset
 
 
@@ -21,7 +21,8 @@ def get_config(recipe: str = "supcon") -> ConfigDict:
     config.data.update(dataset("digits"), holdout=0.03)
     config.model.update(depth=10, width=0.125, normalize=recipe != "cross_entropy")
     config.checkpoint.update(every_epochs=30.0)  # ten seconds
-    for stage in (config.supcon, config.simclr, config.linear, config.cross_entropy):
+    for name in STAGES:
+        stage = config[name]
         stage.update(batch_size=128)
         stage.augment.update(crop_area=(0.6, 1.0), flip=0.0, jitter=0.0, grey=0.0)
     for stage in (config.supcon, config.simclr):

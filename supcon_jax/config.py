@@ -19,8 +19,10 @@ RECIPES = {
     "simclr": ("simclr", "linear"),
     "cross_entropy": ("cross_entropy",),
     "linear": ("linear",),
+    "finetune": ("finetune",),
 }
-STAGES = ("supcon", "simclr", "linear", "cross_entropy")
+# In this order for good: the place of a stage is in its random keys.
+STAGES = ("supcon", "simclr", "linear", "cross_entropy", "finetune")
 
 # What the result does not depend on: paths, logging, and what the hardware allows.
 NOT_HASHED = (
@@ -40,8 +42,8 @@ def base(recipe: str = "supcon") -> ConfigDict:
 
     Args:
       recipe: "supcon" (contrastive with labels, then a linear classifier on the frozen encoder),
-        "simclr" (the same without labels), "cross_entropy", or "linear" (a classifier on the
-        encoder in `model.weights`).
+        "simclr" (the same without labels), "cross_entropy", or of the encoder in `model.weights`
+        "linear" (a classifier on it) or "finetune" (a classifier, and all of it trained on).
 
     Returns:
       A configuration whose fields are locked: values can change, names cannot.
@@ -85,6 +87,7 @@ def base(recipe: str = "supcon") -> ConfigDict:
                 first_shortcut="projection",  # of depths below 50; torchvision: identity
                 zero_init_residual=True,  # last batch-norm scale of each block starts at 0
                 batch_norm="global",  # statistics of the global batch, or local: of each device's
+                batch_norm_momentum=0.9,  # share of the running statistics that stays at each step
                 size="s",  # of the Vision Transformer: ti, s, b
                 patch=16,  # its side in pixels
                 pool="token",  # its output: the class token's, or the mean of all
@@ -121,6 +124,7 @@ def base(recipe: str = "supcon") -> ConfigDict:
                 frozen=(),
                 start_from="scratch",
             ),
+            finetune=_finetuning_stage(),
         )
     )
     return config.lock()
@@ -157,6 +161,21 @@ def _contrastive_stage(*, use_labels: bool, temperature: float) -> dict[str, Any
         frozen=(),
         start_from="scratch",
     )
+
+
+def _finetuning_stage() -> dict[str, Any]:
+    """As SimCLR's appendix B.8 has it, where learning rate and weight decay are searched."""
+    stage = _stage(
+        objective=_cross_entropy(),
+        head=dict(name="classifier", kernel_init="lecun_normal"),
+        views=1,
+        frozen=(),
+        start_from="previous",
+    )
+    stage["optimizer"] |= dict(name="nesterov")
+    stage["schedule"] |= dict(learning_rate=0.01)
+    stage["augment"] |= dict(name="crop_flip", crop_area=(0.08, 1.0))
+    return stage
 
 
 def _stage(

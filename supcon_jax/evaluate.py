@@ -1,8 +1,10 @@
-"""Evaluate a finished run: probes, k-NN, robustness, calibration, few examples.
+"""Evaluate a finished run: probes, k-NN, robustness, calibration, few examples, transfer.
 
     python -m supcon_jax.evaluate --workdir runs/digits-supcon
     python -m supcon_jax.evaluate --workdir D --suite robustness few_shot
     python -m supcon_jax.evaluate --workdir D --features projection
+    python -m supcon_jax.evaluate --workdir D --suite transfer_linear --on folder:PATH
+    python -m supcon_jax.evaluate --workdir D --suite transfer_finetune --on tfds:dtd
 
 Always of the run's last state. Results are added to D/evaluation.json, pictures to D/evaluation. A
 suite that was interrupted goes on where it was, with the same command.
@@ -12,7 +14,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from supcon_jax import command, parallel, report
+from supcon_jax import command, parallel, report, transfer
 from supcon_jax import config as configuration
 from supcon_jax.data.sources import Source
 from supcon_jax.evaluation.calibration import (
@@ -67,16 +69,18 @@ class Subject:
     Attributes:
       run: the run.
       mesh: the devices.
-      data: its splits.
       layer: "encoder" (the last state's) or "projection" (of the contrastive stage).
       normalised: features are brought to length 1.
+      target: another data set, for the suites of transfer.
+      grid: what fine-tuning on it tries.
     """
 
     run: Run
     mesh: Mesh
-    data: Data
     layer: str
     normalised: bool
+    target: transfer.Target | None = None
+    grid: transfer.Grid = transfer.PROTOCOL
 
     @property
     def name(self) -> str:
@@ -95,6 +99,18 @@ class Subject:
     def trained(self) -> Trained:
         """That state."""
         return load_stage(self.run, self.stage, self.mesh)
+
+    @cached_property
+    def data(self) -> Data:
+        """The splits of the run."""
+        data = open_data(self.run.config)
+        if data.train.class_names != self.run.class_names:
+            raise ValueError(
+                f"{data.train.name} has other classes than the run was trained on: "
+                f"{len(data.train.class_names)} instead of {len(self.run.class_names)}, or of "
+                "other names"
+            )
+        return data
 
     @property
     def classifies(self) -> bool:
@@ -307,6 +323,31 @@ def robustness(subject: Subject, folder: Path) -> dict[str, Any]:
     return found
 
 
+def transfer_linear(subject: Subject, folder: Path) -> dict[str, Any]:
+    """Logistic regression on another data set; see `transfer.linear`."""
+    assert subject.target is not None
+    found = transfer.linear(subject.target, subject.look, penalties=transfer.PENALTIES)
+    return {subject.target.name: found}
+
+
+def transfer_finetune(subject: Subject, folder: Path) -> dict[str, Any]:
+    """All of the network trained on another data set; see `transfer.finetune`."""
+    if subject.layer != "encoder":
+        raise ValueError("the suite transfer_finetune starts from the encoder: --features encoder")
+    target = subject.target
+    assert target is not None
+    found = transfer.finetune(
+        subject.run,
+        subject.trained.state,
+        target,
+        subject.mesh,
+        folder / "transfer" / f"{target.folder}{'-unit' * subject.normalised}",
+        grid=subject.grid,
+        normalised=subject.normalised,
+    )
+    return {target.name: found}
+
+
 def _on_corrupted(subject: Subject, name: str, severity: int) -> dict[str, Any]:
     size = subject.run.config.data.image_size
     images = subject.look(corrupted(subject.data.test, name, severity, crop=size))
@@ -338,7 +379,10 @@ SUITES: dict[str, Callable[[Subject, Path], dict[str, Any]]] = {
     "sgd_probe": sgd_probe,
     "robustness": robustness,
     "few_shot": few_shot,
+    "transfer_linear": transfer_linear,
+    "transfer_finetune": transfer_finetune,
 }
+TRANSFER = ("transfer_linear", "transfer_finetune")  # to other data sets, whose results add up
 
 
 def evaluate(
@@ -348,6 +392,10 @@ def evaluate(
     layer: str = "encoder",
     normalised: bool | None = None,
     data_dir: str | None = None,
+    on: str | None = None,
+    splits: Sequence[str] = (),
+    metric: str | None = None,
+    grid: transfer.Grid = transfer.PROTOCOL,
 ) -> dict[str, Any]:
     """Run evaluation suites on a finished run; results are added to `workdir/evaluation.json`.
 
@@ -357,7 +405,12 @@ def evaluate(
       layer: whose features: "encoder", or "projection" of a contrastive stage.
       normalised: bring features to length 1; by default as the recipe's heads get them
         (`model.normalize`).
-      data_dir: where the data set is now, if not where it was in training.
+      data_dir: where the data set is now, if not where it was in training; of the suites of
+        transfer TFDS's folder.
+      on: the data set of the suites of transfer, see `transfer.open_target`.
+      splits: of that.
+      metric: of that.
+      grid: of the suite transfer_finetune.
 
     Returns:
       The contents of evaluation.json: "suites", by features and name, and what they are of.
@@ -367,10 +420,20 @@ def evaluate(
       ValueError: an unknown suite, no such layer, other classes than in training, a damaged or
         foreign checkpoint.
     """
-    run, mesh = open_run(workdir), parallel.make_mesh()
-    subject = _subject(run, mesh, layer, normalised, data_dir)
     if unknown := [name for name in suites if name not in SUITES]:
         raise ValueError(f"unknown suite {unknown[0]!r}{configuration.nearest(unknown[0], SUITES)}")
+    run, mesh = open_run(workdir), parallel.make_mesh()
+    subject = _subject(run, mesh, layer, normalised, data_dir)
+    if wanted := [name for name in suites if name in TRANSFER]:
+        if on is None:
+            raise ValueError(
+                f"the suite {wanted[0]} needs a data set: --on tfds:NAME, folder:PATH or digits"
+            )
+        options: dict[str, Any] = {"splits": splits, "metric": metric, "data_dir": data_dir}
+        target = transfer.open_target(run.config, on, **options)
+        subject = replace(subject, target=target, grid=grid)
+    elif on is not None:
+        raise ValueError(f"--on is for the suites {' and '.join(TRANSFER)}")
     folder, file = run.workdir / "evaluation", run.workdir / "evaluation.json"
     with claimed(run.workdir):
         folder.mkdir(exist_ok=True)
@@ -380,8 +443,10 @@ def evaluate(
             same = all(before.get(key) == record[key] for key in ("config_hash", "steps"))
             record["suites"] = before["suites"] if same else {}
         for suite in suites:
-            found = SUITES[suite](subject, folder)
-            record["suites"].setdefault(subject.name, {})[suite] = found
+            found, results = SUITES[suite](subject, folder), record["suites"]
+            of_features = results.setdefault(subject.name, {})
+            earlier = of_features.get(suite, {}) if suite in TRANSFER else {}
+            of_features[suite] = earlier | found
             write_json(file, record | report.circumstances())
     return record
 
@@ -396,15 +461,9 @@ def _subject(
     if layer not in ("encoder", "projection") or (layer == "projection" and layer not in heads):
         there = ["encoder", *(name for name in heads if name == "projection")]
         raise ValueError(f"no features {layer!r} in this run; there are {', '.join(there)}")
-    data = open_data(config)
-    if data.train.class_names != run.class_names:
-        raise ValueError(
-            f"{data.train.name} has other classes than the run was trained on: "
-            f"{len(data.train.class_names)} instead of {len(run.class_names)}, or of other names"
-        )
     if normalised is None:
         normalised = config.model.normalize if layer == "encoder" else False
-    return Subject(run, mesh, data, layer, normalised)
+    return Subject(run, mesh, layer, normalised)
 
 
 def table(record: dict[str, Any]) -> str:
@@ -453,12 +512,39 @@ def _robustness_rows(found: dict[str, Any]) -> list[str]:
     return [*rows, f"mean error {found['mean_error']:.2%}, of {found['classifier']} classifier"]
 
 
+def _transfer_rows(found: dict[str, Any]) -> list[str]:
+    rows = [f"{'data set':19}{'metric':>15}{'validation':>12}{'test':>9}  chosen"]
+    for name, one in found.items():
+        if "penalty" in one:
+            chosen = f"penalty {one['penalty']:.3g}"
+        else:
+            chosen = f"lr {one['learning_rate']:.1e} wd {one['weight_decay']:.1e}"
+        shown, metric = name.partition(":")[2][-18:] or name, one["metric"].replace("_", " ")
+        scores = f"{one['validation']:12.2%}{one['test']:9.2%}"
+        rows.append(f"{shown:19}{metric:>15}{scores}  {chosen}")
+    return rows
+
+
 ROWS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "standard": _standard_rows,
     "sgd_probe": _sgd_rows,
     "few_shot": _few_rows,
     "robustness": _robustness_rows,
+    "transfer_linear": _transfer_rows,
+    "transfer_finetune": _transfer_rows,
 }
+
+
+def _add_transfer(group: Any) -> None:
+    protocol = transfer.PROTOCOL
+    group.add_argument("--on", help="data set: tfds:NAME, folder:PATH or digits")
+    group.add_argument("--splits", nargs="+", default=(), help="train, (validation,) and test")
+    group.add_argument("--metric", help=", ".join(transfer.METRICS))
+    group.add_argument("--steps", type=int, default=protocol.steps, help="of fine-tuning")
+    group.add_argument("--batch_size", type=int, default=protocol.batch_size)
+    for name in ("learning_rates", "weight_decays"):
+        values = getattr(protocol, name)
+        group.add_argument(f"--{name}", type=float, nargs="+", default=values, help="to try")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -475,6 +561,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="features at length 1 (default: as the run's heads get them)",
     )
     parser.add_argument("--data_dir", help="where the data set is now")
+    _add_transfer(parser.add_argument_group("transfer"))
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
     command.quieten()
@@ -486,6 +573,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             layer=options.features,
             normalised=options.normalize,
             data_dir=options.data_dir,
+            on=options.on,
+            splits=options.splits,
+            metric=options.metric,
+            grid=transfer.Grid(
+                tuple(options.learning_rates),
+                tuple(options.weight_decays),
+                options.steps,
+                options.batch_size,
+            ),
         )
         print(table(record))
         print(f"\n{Path(options.workdir, 'evaluation.json')}, pictures in evaluation/ beside it")

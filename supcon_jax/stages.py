@@ -158,9 +158,11 @@ def build_model(config: ConfigDict, name: str, classes: int) -> Model:
             f"needs {encoder.stride} pixels; use larger images, --config.model.stem=cifar (8 "
             "pixels) or a smaller --config.model.patch"
         )
-    stage = config[name]
+    stage, keep = config[name], config.model.batch_norm_momentum
     margin = stage.objective.margin if stage.objective.name == "cross_entropy" else 1
-    head = make_head(**stage.head, classes=classes, margin=margin, **shared)
+    head = make_head(
+        **stage.head, classes=classes, margin=margin, batch_norm_momentum=keep, **shared
+    )
     return Model(encoder, head, normalize=normalize, frozen=tuple(stage.frozen))
 
 

@@ -113,6 +113,8 @@ def validate(config: ConfigDict) -> None:
         f"from 1 to data.load_size ({data.load_size})",
         data.image_size,
     )
+    kept = config.model.batch_norm_momentum
+    _require(0 <= kept < 1, "model.batch_norm_momentum", "from 0 to below 1", kept)
     for field in ("mean", "std"):
         values = data[field]
         _require(len(values) == data.channels, f"data.{field}", f"{data.channels} numbers", values)

@@ -17,7 +17,7 @@ FILES = sorted(Path(__file__).parents[1].glob("configs/*.py"))
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_every_file_and_recipe_is_valid_and_has_the_fields_of_base(file, recipe):
     config = configuration.load(f"{file}:{recipe}")
-    if recipe == "linear":
+    if recipe in ("linear", "finetune"):
         config.model.weights = "encoder.npz"
     validate(config)
     assert config.is_locked
@@ -80,6 +80,8 @@ def test_unknown_recipe_names_the_nearest():
         ("supcon.queue.size", 100, "must be 0, or at least the 128 features that a batch adds"),
         ("supcon.queue.size", 128, "contrast_mode must be one beside a queue: the other views"),
         ("supcon.head.kernel_init", "zeros", "must be other than zeros, which stay so"),
+        ("model.batch_norm_momentum", 1.0, "must be from 0 to below 1; got 1.0"),
+        ("finetune.optimizer.name", "nestrov", "did you mean 'nesterov'?"),
         ("model.name", "vti", "must be one of resnet, vit; got 'vti'; did you mean 'vit'?"),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from short_runs import small
 
-from supcon_jax import evaluate, stages, train
+from supcon_jax import evaluate, train
 from supcon_jax.data.sources import open_source
 from supcon_jax.evaluation.corruptions import corrupted
 
@@ -89,9 +89,7 @@ def test_corrupted_images(finished, monkeypatch):
 
 def subject_of(workdir):
     run = evaluate.open_run(workdir)
-    return evaluate.Subject(
-        run, evaluate.parallel.make_mesh(), stages.open_data(run.config), "encoder", True
-    )
+    return evaluate.Subject(run, evaluate.parallel.make_mesh(), "encoder", True)
 
 
 def test_an_interrupted_suite_goes_on(copy, monkeypatch):

@@ -355,6 +355,21 @@ def test_frozen_parts_stay_in_inference_mode(frozen):
     assert np.allclose(features, inferred, atol=1e-3) == ("encoder" in frozen)
 
 
+@pytest.mark.parametrize("kept", [0.9, 0.98])
+def test_running_statistics_keep_their_share(kept):
+    def statistics(share):
+        head = Projection((8, 4), batch_norm=True, batch_norm_momentum=share)
+        model = Model(small(batch_norm_momentum=share), head)
+        variables = randomized(shapes_of(model, 16))
+        apply = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
+        return variables["batch_stats"], apply(variables, photographs(8, 16))[1]["batch_stats"]
+
+    (before, seen), (_, after) = statistics(0.0), statistics(kept)
+    expected = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, before, seen)
+    assert len(jax.tree.leaves(expected["head"])) == 2
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), after, expected)
+
+
 # Memory.
 
 
@@ -518,6 +533,8 @@ def test_classifier_is_one_dense_layer_with_bias():
 def test_make_head():
     made = make_head("projection", classes=10, layers=(64, 8), batch_norm=True, axis_name="data")
     assert made == Projection((64, 8), batch_norm=True, axis_name="data")
+    made = make_head("projection", classes=10, layers=(64,), batch_norm_momentum=0.5)
+    assert made == Projection((64,), batch_norm_momentum=0.5)
     made = make_head("classifier", classes=10, layers=(64,), dtype=jnp.bfloat16)
     assert made == Classifier(10, dtype=jnp.bfloat16)
 

@@ -20,6 +20,7 @@ LAYERS = [  # each may import from those before it
     {"report", "stages", "profiling", "command"},
     {"plan", "trained"},
     {"train"},
+    {"transfer"},
     {"evaluate"},
 ]
 
@@ -67,6 +68,7 @@ def test_only_its_own_modules_import_a_library():
             "stages.py",
             "train.py",
             "trained.py",
+            "transfer.py",
         },
         "flax": {"resnet.py", "vit.py", "heads.py", "build.py", "torch_weights.py", "state.py"},
         "absl": {"train.py", "command.py", "logs.py"},

@@ -113,6 +113,38 @@ def subset(source: Source, indices: np.ndarray, name: str) -> Source:
     )
 
 
+def join(first: Source, second: Source, name: str) -> Source:
+    """The images of one source, then those of another with the same classes and image shape."""
+
+    def parts(indices: np.ndarray) -> list[tuple[Source, np.ndarray, np.ndarray]]:
+        later = indices >= first.size
+        both = (first, ~later, indices[~later]), (second, later, indices[later] - first.size)
+        return [(source, np.flatnonzero(there), i) for source, there, i in both if len(i)]
+
+    def load(indices: np.ndarray) -> Loaded:
+        images = np.empty((len(indices), *first.image_shape), np.uint8)
+        labels = np.empty(len(indices), np.int32)
+        for source, places, chosen in parts(indices):
+            images[places], labels[places] = source.load(chosen)
+        return images, labels
+
+    def read(indices: np.ndarray) -> list[Encoded]:
+        rows: dict[int, Encoded] = {}
+        for source, places, chosen in parts(indices):
+            assert source.read is not None
+            rows |= dict(zip(places, source.read(chosen), strict=True))
+        return [rows[place] for place in range(len(indices))]
+
+    return replace(
+        first,
+        name=name,
+        size=first.size + second.size,
+        load=load,
+        labels=lambda: np.concatenate([first.labels(), second.labels()]),
+        read=None if first.read is None or second.read is None else read,
+    )
+
+
 def hold_out(source: Source, fraction: float) -> tuple[Source, Source]:
     """Training images, and the share of them that is held out to look at during training.
 
@@ -240,6 +272,27 @@ def _read_records(records: Any, name: str, classes: int, indices: np.ndarray) ->
         Encoded(f"{name} record {i}", row["image"], int(row["label"]))
         for i, row in zip(indices, rows, strict=True)
     ]
+
+
+def split_names(source: str, *, name: str, directory: str) -> tuple[str, ...]:
+    """The splits that a data set has; none where a folder is not there.
+
+    Args:
+      source: "digits", "folder" or "tfds".
+      name: as `open_source`.
+      directory: as `open_source`.
+
+    Raises:
+      FileNotFoundError: no such TFDS data set.
+    """
+    if source == "digits":
+        return ("train", "test")
+    if source == "folder":
+        root = Path(directory).expanduser()
+        found = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        return tuple(found)
+    info = json.loads((find_tfds(name, directory) / "dataset_info.json").read_text())
+    return tuple(split["name"] for split in info["splits"])
 
 
 def find_tfds(name: str, directory: str) -> Path:

@@ -1,14 +1,14 @@
 """Linear probe: multinomial logistic regression on features that are computed once."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 PENALTIES = tuple(10.0**power for power in range(-7, 2))
 CONVERGED = 1e-3  # largest entry of a gradient that is left without a warning
@@ -26,7 +26,7 @@ class Sweep(NamedTuple):
 
     probe: Probe  # of all training features
     l2: float
-    accuracies: dict[float, float]  # held-out, of every penalty
+    accuracies: dict[float, float]  # held-out, of every penalty, or what else `score` gave
 
     @property
     def on_edge(self) -> bool:
@@ -95,6 +95,8 @@ def sweep_probe(
     penalties: Sequence[float] = PENALTIES,
     holdout: float = 0.1,
     seed: int = 0,
+    held: Bool[np.ndarray, " images"] | None = None,
+    score: Callable[[np.ndarray, np.ndarray], float] | None = None,
 ) -> Sweep:
     """`fit_probe` with the penalty that is best on a held-out share of the training features.
 
@@ -110,6 +112,8 @@ def sweep_probe(
       penalties: values of l2, each above 0.
       holdout: share of the images that is held out.
       seed: of the choice of these.
+      held: `[images]`, which are held out, where that is not to be drawn.
+      score: `(predicted ids, ids) -> what is best when largest`; by default the accuracy.
 
     Returns:
       The probe, the chosen l2, and the held-out accuracy of each penalty.
@@ -122,23 +126,23 @@ def sweep_probe(
       https://arxiv.org/abs/1805.08974 (the penalty chosen on held-out images, then all of them).
     """
     _check(features, labels, classes, penalties)
-    held = _hold_out(labels, holdout, seed)
+    held = stratified_share(labels, holdout, seed) if held is None else held
+    score = score or (lambda predicted, ids: float((predicted == ids).mean()))
     spectrum, probes, scores = _spectrum(features), {}, {}
     kept, of_kept, probe = features[~held], labels[~held], None
     for l2 in sorted(penalties, reverse=True):
         probe = probes[l2] = _fit(kept, of_kept, spectrum, l2, probe, classes)
-        scores[l2] = _score(predict_logits(probe, features[held]), labels[held])
+        logits, ids = predict_logits(probe, features[held]), labels[held]
+        scores[l2] = (score(logits.argmax(axis=-1), ids), -_cross_entropy(logits, ids))
     best = max(scores, key=lambda l2: (scores[l2], l2))
     final = _fit(features, labels, spectrum, best, probes[best], classes)
     return Sweep(final, best, {l2: accuracy for l2, (accuracy, _) in scores.items()})
 
 
-def _score(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Accuracy and mean log-probability of the labels."""
+def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     shifted = logits - logits.max(axis=-1, keepdims=True)
     of_labels = np.take_along_axis(shifted, labels[:, None], axis=-1)[:, 0]
-    likelihood = of_labels - np.log(np.exp(shifted).sum(axis=-1))
-    return float((logits.argmax(axis=-1) == labels).mean()), float(likelihood.mean())
+    return float((np.log(np.exp(shifted).sum(axis=-1)) - of_labels).mean())
 
 
 def predict_logits(
@@ -239,8 +243,19 @@ def _products(features: Array) -> Array:
     return jnp.matmul(features.T, features, precision="highest")
 
 
-def _hold_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which images are held out: evenly spaced ones, with the images in random order by class."""
+def stratified_share(
+    labels: Int[np.ndarray, " images"], share: float, seed: int = 0
+) -> Bool[np.ndarray, " images"]:
+    """Which images are held out: evenly spaced ones, with the images in random order by class.
+
+    Args:
+      labels: `[images]` class ids.
+      share: of the images.
+      seed: of the order.
+
+    Raises:
+      ValueError: no image would be held out, or none left.
+    """
     count, images = round(share * len(labels)), len(labels)
     if not 0 < count < images:
         raise ValueError(

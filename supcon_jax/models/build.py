@@ -22,6 +22,7 @@ def make_encoder(
     size: Literal["ti", "s", "b"],
     patch: int,
     pool: Literal["token", "mean"],
+    batch_norm_momentum: float = 0.9,
     remat: bool = False,
     dtype: Any = None,
     axis_name: str | None = None,
@@ -41,6 +42,7 @@ def make_encoder(
       size: of the Vision Transformer.
       patch: of the Vision Transformer, in pixels.
       pool: of the Vision Transformer.
+      batch_norm_momentum: of the ResNet.
       remat: compute each block again in the backward pass instead of keeping its activations.
       dtype: of the computation; None follows the input and the parameters.
       axis_name: mapped axis whose devices share batch statistics; None keeps them local.
@@ -57,6 +59,7 @@ def make_encoder(
             stem=stem,
             first_shortcut=first_shortcut,
             zero_init_residual=zero_init_residual,
+            batch_norm_momentum=batch_norm_momentum,
             remat=remat,
             dtype=dtype,
             axis_name=axis_name,
@@ -74,10 +77,11 @@ def make_head(
     batch_norm: bool = False,
     kernel_init: str = "lecun_normal",
     margin: int = 1,
+    batch_norm_momentum: float = 0.9,
     dtype: Any = None,
     axis_name: str | None = None,
 ) -> nn.Module:
-    """The head of a stage: "projection" (`layers`, `batch_norm`) or "classifier" (`classes`).
+    """The head of a stage: "projection" (see `Projection`) or "classifier" (`classes`).
 
     A classifier whose objective has a `margin` above 1 is a `MarginClassifier`.
 
@@ -88,7 +92,9 @@ def make_head(
         choices = ", ".join(INITIALIZERS)
         raise ValueError(f"kernel_init must be one of {choices}; got {kernel_init!r}")
     if name == "projection":
-        return Projection(tuple(layers), batch_norm, kernel_init, dtype, axis_name)
+        return Projection(
+            tuple(layers), batch_norm, kernel_init, batch_norm_momentum, dtype, axis_name
+        )
     if name == "classifier" and margin > 1:
         return MarginClassifier(classes, kernel_init)
     if name == "classifier":

@@ -26,6 +26,7 @@ class Projection(nn.Module):
       layers: output sizes; one entry is a single linear map.
       batch_norm: normalise the hidden layers, which then have no bias.
       kernel_init: name in `INITIALIZERS`.
+      batch_norm_momentum: share of the running statistics that stays at each step.
       dtype: type of the computation; None follows the input and the parameters.
       axis_name: mapped axis whose devices share batch statistics; None keeps them local.
 
@@ -36,6 +37,7 @@ class Projection(nn.Module):
     layers: tuple[int, ...] = (128,)
     batch_norm: bool = False
     kernel_init: str = "lecun_normal"
+    batch_norm_momentum: float = 0.9
     dtype: Any = None
     axis_name: str | None = None
 
@@ -47,7 +49,7 @@ class Projection(nn.Module):
             if self.batch_norm:
                 x = nn.BatchNorm(
                     use_running_average=not train,
-                    momentum=0.9,
+                    momentum=self.batch_norm_momentum,
                     dtype=self.dtype,
                     axis_name=self.axis_name,
                 )(x)

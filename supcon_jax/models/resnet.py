@@ -75,6 +75,7 @@ class ResNet(nn.Module):
       first_shortcut: of the first block where its input has the shape of its output (depth below
         50): "projection", as in the authors' TensorFlow code, or "identity", as in torchvision.
       zero_init_residual: start each block as its shortcut (last batch-norm scale 0).
+      batch_norm_momentum: share of the running statistics that stays at each step.
       remat: compute each block again in the backward pass instead of keeping its activations:
         the same values in less memory, at the price of a second forward pass.
       dtype: type of the computation; None follows the input and the parameters.
@@ -98,6 +99,7 @@ class ResNet(nn.Module):
     stem: Stem = "imagenet"
     first_shortcut: Shortcut = "projection"
     zero_init_residual: bool = True
+    batch_norm_momentum: float = 0.9
     remat: bool = False
     dtype: Any = None
     axis_name: str | None = None
@@ -122,7 +124,7 @@ class ResNet(nn.Module):
         norm = partial(
             nn.BatchNorm,
             use_running_average=not train,
-            momentum=0.9,
+            momentum=self.batch_norm_momentum,
             epsilon=1e-5,
             dtype=self.dtype,
             axis_name=self.axis_name,

@@ -593,6 +593,36 @@ def test_hold_out_never_changes():
     assert numbers_of(held)[:6].tolist() == [4, 31, 34, 52, 54, 107]
 
 
+@pytest.mark.parametrize("memory_limit_gb", [0.0, 1.0], ids=["lazy", "in memory"])
+def test_joined_sources_have_the_images_of_one_after_the_other(digit_folder, memory_limit_gb):
+    parts = [
+        read_folder(split, digit_folder, memory_limit_gb=memory_limit_gb)
+        for split in ("train", "test")
+    ]
+    joined = sources.join(*parts, "both")
+    assert (joined.name, joined.size, joined.class_names) == ("both", 12, ("even", "odd"))
+    expected = [np.concatenate(both) for both in zip(*map(everything, parts), strict=True)]
+    order = np.array([11, 0, 8, 7, 3, 3])  # of both parts, in any order
+    for found, whole in zip(joined.load(order), expected, strict=True):
+        np.testing.assert_array_equal(found, whole[order])
+    np.testing.assert_array_equal(joined.labels(), expected[1])
+    images, _ = joined.load(np.array([1, 2]))  # of one part alone
+    np.testing.assert_array_equal(images, expected[0][1:3])
+    assert (joined.read is None) == (memory_limit_gb > 0)
+    if joined.read is not None:
+        found = [(Path(row.where).stem, row.label) for row in joined.read(order)]
+        assert found == [("11", 1), ("00", 0), ("08", 0), ("07", 1), ("06", 0), ("06", 0)]
+
+
+def test_split_names(digit_folder, tfds_dir):
+    names = partial(sources.split_names, name="tiny_digits")
+    assert names("folder", directory=str(digit_folder)) == ("test", "train")
+    assert names("folder", directory="nowhere") == ()
+    assert sorted(names("tfds", directory=str(tfds_dir))) == ["test", "train"]
+    for split in names("digits", directory=""):
+        assert read_digits(split).size
+
+
 def test_subset_loads_the_images_chosen(digit_folder):
     for limit in (0.0, 1.0):
         whole = read_folder("train", digit_folder, memory_limit_gb=limit)

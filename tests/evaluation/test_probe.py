@@ -183,6 +183,30 @@ def test_every_class_gives_its_share(monkeypatch, holdout):
     assert (seen[0] != seen[4]).any()
 
 
+def test_what_is_held_out_and_scored_can_be_given():
+    (features, labels), (more, of_more) = TRAIN, TEST
+    held, seen = np.arange(1797) >= 1437, []
+
+    def wrong(predicted, ids):
+        np.testing.assert_array_equal(ids, of_more)
+        seen.append((predicted != ids).sum())
+        return float(seen[-1])
+
+    found = sweep_probe(
+        np.concatenate([features, more]),
+        np.concatenate([labels, of_more]),
+        classes=10,
+        penalties=(1.0, 1e-3),
+        held=held,
+        score=wrong,
+    )
+    assert found.accuracies == {1.0: seen[0], 1e-3: seen[1]}
+    assert found.l2 == 1.0  # the one with more wrong
+    alone = fit_probe(features, labels, classes=10, l2=1e-3)
+    wrongs = (predict_logits(alone, more).argmax(-1) != of_more).sum()
+    assert seen[1] == pytest.approx(wrongs, abs=1) and seen[0] > wrongs + 5
+
+
 def test_of_equally_accurate_penalties_the_one_with_less_cross_entropy_is_taken():
     easy = TRAIN[1] < 2
     features, labels = TRAIN[0][easy], TRAIN[1][easy]
