@@ -72,7 +72,8 @@ def main(
       claims: judged from the quantities, where the scale has them.
       measure: `(workdir, config, results) -> {metric: number}` of a finished run.
       derive: further quantities from those of all settings, one number a seed.
-      draw: `(record, file)` draws the picture.
+      draw: `(record, file)` draws the picture; here alone, the record also has "workdirs", the
+        folders of each setting's runs, by its name.
     """
     script = Path(sys.modules["__main__"].__file__ or "")
     parser = argparse.ArgumentParser(
@@ -110,15 +111,17 @@ def main(
     out = options.out or (scratch if options.scale == "smoke" else script.parent)
     write(out / "results.json", options.scale, record)
     if draw is not None:
-        draw(record, out / f"{options.scale}.png")
+        workdirs = {
+            name: [workdir_of(config, seed, scratch) for seed in range(seeds)]
+            for name, config in configs.items()
+        }
+        draw(record | {"workdirs": workdirs}, out / f"{options.scale}.png")
     print(table(record))
 
 
 def finished(config: ConfigDict, seed: int, scratch: Path, measure: Measure) -> dict[str, float]:
     """The measurements of a run, which is run or finished where it has not been."""
-    config = config.copy_and_resolve_references()
-    config.seed = seed
-    workdir = scratch / configuration.config_hash(configuration.used(config))
+    config, workdir = with_seed(config, seed), workdir_of(config, seed, scratch)
     file = workdir / f"{measure.__name__}.json"
     if not file.exists():
         try:
@@ -128,6 +131,18 @@ def finished(config: ConfigDict, seed: int, scratch: Path, measure: Measure) -> 
             found = {"diverged": 1.0}
         file.write_text(json.dumps(found))
     return json.loads(file.read_text())
+
+
+def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
+    """The configuration of one run of a setting."""
+    config = config.copy_and_resolve_references()
+    config.seed = seed
+    return config
+
+
+def workdir_of(config: ConfigDict, seed: int, scratch: Path) -> Path:
+    """The folder of one run of a setting, which depends on all that the result depends on."""
+    return scratch / configuration.config_hash(configuration.used(with_seed(config, seed)))
 
 
 def trained(config: ConfigDict, workdir: Path) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def draw(workdirs: Sequence[Path], out: Path) -> list[Path]:
 
     matplotlib.use("Agg")
     out.mkdir(parents=True, exist_ok=True)
-    return [_draw_curves(workdirs, out / "curves.png"), _draw_maps(workdirs, out / "embedding.png")]
+    return [_draw_curves(workdirs, out / "curves.png"), draw_maps(workdirs, out / "embedding.png")]
 
 
 def _draw_curves(workdirs: Sequence[Path], file: Path) -> Path:
@@ -153,8 +153,18 @@ def _draw_curves(workdirs: Sequence[Path], file: Path) -> Path:
     return file
 
 
-def _draw_maps(workdirs: Sequence[Path], file: Path) -> Path:
-    """t-SNE of the test features of each run, at length 1 as the k-NN sees them."""
+def draw_maps(workdirs: Sequence[Path], file: Path, titles: Sequence[str] | None = None) -> Path:
+    """t-SNE of the test features of each run, at length 1 as the k-NN sees them.
+
+    Args:
+      workdirs: of the runs, each with its `embedding.npz`.
+      file: gets the picture, the runs side by side.
+      titles: of the runs; by default their recipe and k-NN accuracy.
+
+    Returns:
+      The file.
+    """
+    titles = titles or [f"{_name(w)}: k-NN {_results(w)['test']['knn']:.1%}" for w in workdirs]
     from matplotlib import pyplot as plt
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
@@ -163,7 +173,7 @@ def _draw_maps(workdirs: Sequence[Path], file: Path) -> Path:
     figure, axes = plt.subplots(
         1, columns, figsize=(4.6 * columns + 0.8, 4.4), layout="constrained", squeeze=False
     )
-    for axis, workdir in zip(axes[0], workdirs, strict=True):
+    for axis, workdir, title in zip(axes[0], workdirs, titles, strict=True):
         saved = np.load(workdir / "embedding.npz")
         lengths = np.linalg.norm(saved["features"], axis=1, keepdims=True)
         unit = saved["features"] / np.where(lengths > 0, lengths, 1)
@@ -177,8 +187,7 @@ def _draw_maps(workdirs: Sequence[Path], file: Path) -> Path:
         for place, label in enumerate(classes):
             of_class = points[saved["labels"] == label]
             axis.scatter(*of_class.T, s=9, color=colors(place), label=str(saved["names"][label]))
-        axis.set_title(f"{_name(workdir)}: k-NN {_results(workdir)['test']['knn']:.1%}")
-        axis.set(xticks=[], yticks=[])
+        axis.set(title=title, xticks=[], yticks=[])
     if len(classes) <= 20:
         figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(file, dpi=110)

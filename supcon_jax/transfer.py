@@ -231,8 +231,8 @@ def linear(
         minimise  sum_i -log softmax(x_i W + b)_{y_i}  +  (penalty / 2) |W|^2
 
     that is `fit_probe` with l2 = penalty / images, and scikit-learn's C = 1 / penalty. Each penalty
-    is fitted to the training images and scored on the validation images; the best, of equally good
-    ones the strongest, is fitted to both and scored on the test images. SimCLR does not say whether
+    is fitted to the training images and scored on the validation images; the best (see
+    `sweep_probe`) is fitted to both and scored on the test images. SimCLR does not say whether
     its penalties are for the sum or the mean; here they are for the sum, as in ssl-transfer.
 
     Args:

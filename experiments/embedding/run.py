@@ -1,0 +1,107 @@
+"""What the embedding looks like: class separation, alignment, uniformity, neural collapse, maps."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from experiments.bases import base, with_fields
+from experiments.embedding.geometry import class_separation, neural_collapse
+from experiments.runner import Claim, main
+from supcon_jax import parallel
+from supcon_jax.evaluate import Subject
+from supcon_jax.evaluation.embed import Embedded
+from supcon_jax.losses import alignment, uniformity
+from supcon_jax.report import draw_maps
+from supcon_jax.stages import open_data
+from supcon_jax.trained import open_run
+
+RECIPES = {
+    "SupCon": "supcon",
+    "L_in": "supcon",
+    "SimCLR": "simclr",
+    "cross-entropy": "cross_entropy",
+}
+NAMES = ("NC1", "NC2 norms", "NC2 angles")
+
+
+def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
+    """The base recipe of each loss."""
+    found = {name: base(scale, recipe, data) for name, recipe in RECIPES.items()}
+    with_fields(found["L_in"], {"supcon.objective.loss": "supcon_in"})
+    return found
+
+
+def embedding_geometry(
+    workdir: Path, config: ConfigDict, results: Mapping[str, Any]
+) -> Mapping[str, float]:
+    """Measures of the encoder's features at length 1, of test images and of training images."""
+    del config
+    run, mesh = open_run(workdir), parallel.make_mesh()
+    subject = Subject(run, mesh, open_data(run.config), layer="encoder", normalised=True)
+    of = {"test": measures(subject.test), "train": measures(subject.train)}
+    return {
+        "knn": 100 * results["test"]["knn"],
+        **{f"{split} {key}": value for split in of for key, value in of[split].items()},
+    }
+
+
+def measures(embedded: Embedded) -> dict[str, float]:
+    """Of the features of a split."""
+    features, labels = embedded.features, embedded.labels
+    separation = class_separation(features, labels)
+    rows = jnp.asarray(features)
+    return {
+        "distance within classes": separation.within,
+        "distance between classes": separation.between,
+        "separation": separation.ratio,
+        "alignment": float(alignment(rows, jnp.asarray(labels)).mean()),
+        "uniformity": float(uniformity(rows, block_size="auto")),
+        **dict(zip(NAMES, neural_collapse(features, labels), strict=True)),
+    }
+
+
+def draw(record: dict[str, Any], file: Path) -> None:
+    """Maps (t-SNE) of the test features of seed 0, side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    titles = []
+    for name in RECIPES:
+        separation = record["quantities"][f"{name}/test separation"]["values"][0]
+        titles.append(f"{name}: separation {separation:.2f}")
+    draw_maps([record["workdirs"][name][0] for name in RECIPES], file, titles)
+
+
+NOT_IN_PAPER = "not in the paper"
+CLAIMS = [
+    *(
+        Claim(
+            f"the classes of test images are better separated by SupCon than by {name}",
+            NOT_IN_PAPER,
+            "SupCon/test separation",
+            f"{name}/test separation",
+        )
+        for name in ("cross-entropy", "SimCLR", "L_in")
+    ),
+    Claim(
+        "SimCLR spreads test images more evenly over the sphere than SupCon (uniformity)",
+        NOT_IN_PAPER,
+        "SupCon/test uniformity",
+        "SimCLR/test uniformity",
+    ),
+    *(
+        Claim(
+            f"SupCon collapses training images more than cross-entropy, nearer to 0 ({measure})",
+            NOT_IN_PAPER,
+            f"cross-entropy/train {measure}",
+            f"SupCon/train {measure}",
+        )
+        for measure in NAMES
+    ),
+]
+
+if __name__ == "__main__":
+    main(settings, CLAIMS, measure=embedding_geometry, draw=draw)

@@ -1,0 +1,56 @@
+"""Every experiment runs from its command, at the scale that is there for that."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+SCRIPTS = {
+    file.parent.name: file.read_text()
+    for file in sorted((ROOT / "experiments").glob("*/run.py"))
+    if "from experiments.runner import" in file.read_text()
+}
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    """The folder of all runs: experiments share those of the base recipe."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_experiment_runs(name, scratch, tmp_path):
+    command = [sys.executable, "-m", f"experiments.{name}.run", "--scale", "smoke", "--seeds", "2"]
+    # one device, as most have; the flags that only compile quickly stay
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+    done = subprocess.run(
+        [*command, "--scratch", str(scratch), "--out", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((tmp_path / "results.json").read_text())["smoke"]
+    assert record["seeds"] == 2
+    values = [found["values"] for found in record["quantities"].values()]
+    assert values
+    assert all(len(found) == 2 for found in values)
+    assert np.isfinite(np.array(values, float)).all()
+    for claim in record["claims"]:
+        assert claim["verdict"] in ("reproduced", "not reproduced")
+        assert np.isfinite(claim["interval"]).all()
+    drawn = tmp_path / "smoke.png"
+    assert drawn.exists() == ("draw=" in SCRIPTS[name])
+    if drawn.exists():
+        assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_experiments_are_found():
+    assert {"temperature", "corruptions", "gradients", "embedding"} <= set(SCRIPTS)
