@@ -9,6 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from experiments.bases import base
+from experiments.gradients import run
 from experiments.gradients.closed_form import differences, gradient, pairs_of, sizes, thinned, unit
 from experiments.gradients.run import (
     EDGES,
@@ -102,6 +103,15 @@ def test_sizes_are_the_lengths_of_the_terms(views, inside):
             assert found[i, a] == pytest.approx(np.linalg.norm(terms[i, a]), rel=1e-7, abs=1e-12)
     expected = gradient(w, pairs, temperature=TEMPERATURE, inside=inside)
     np.testing.assert_allclose(terms.sum(1), expected, atol=1e-12)
+
+
+def test_lengths_count_without_normalisation(views, inside):
+    w, _, pairs = views
+    options = dict(temperature=20.0, inside=inside)
+    c = differences(w, pairs, **options) / 20
+    expected = np.linalg.norm(c[:, :, None] * w, axis=-1)
+    found = sizes(w, pairs, **options, normalised=False)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_without_normalisation_the_factor_is_gone(views, inside):
@@ -216,6 +226,16 @@ def test_pulls_are_of_the_hardest_positive(views, inside):
     for kind in ("negative", "positive"):
         assert found[pull_name(1.0, kind)] == pytest.approx(100 * np.mean(expected))
     assert found[pull_name(0.25, "negative")] < found[pull_name(0.5, "negative")]
+
+
+def test_the_hardest_positive_stays_when_positives_are_left_out(views, inside, monkeypatch):
+    w, _, pairs = views
+    monkeypatch.setattr(run, "SHARES", (1e-6,))
+    found = pulls(w, pairs, temperature=TEMPERATURE, inside=inside)[pull_name(1e-6, "positive")]
+    cosines = unit(w) @ unit(w).T
+    own = np.exp(np.min(cosines, axis=1, where=pairs.positive, initial=2) / TEMPERATURE)
+    others = np.sum(np.exp(cosines / TEMPERATURE), axis=1, where=pairs.negative)
+    assert found == pytest.approx(100 * np.mean(others / (own + others)))  # |P - 1|
 
 
 @pytest.mark.slow
