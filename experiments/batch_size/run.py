@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from experiments.bases import base, with_fields
 from experiments.runner import Claim, curve, main
 
-SIZES = {"smoke": (64, 256), "cpu": (16, 32, 64, 128, 256), "gpu": (128, 256, 512, 1024, 2048)}
+SIZES = {"smoke": (128, 256), "cpu": (16, 32, 64, 128, 256), "gpu": (128, 256, 512, 1024, 2048)}
 RECIPES = {"SupCon": "supcon", "cross-entropy": "cross_entropy"}
 
 

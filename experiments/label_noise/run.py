@@ -15,7 +15,7 @@ def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
     """Each loss at each share; the linear stage has the wrong labels too."""
     return {
         f"{share}: {name}": with_fields(base(scale, recipe, data), {"data.label_noise": share})
-        for share in (SHARES if scale != "smoke" else (0.0, 0.4))
+        for share in (SHARES if scale != "smoke" else (0.4,))
         for name, recipe in RECIPES.items()
     }
 

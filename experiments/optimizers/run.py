@@ -18,15 +18,16 @@ DECAY = {"lars": "lars", "adamw": "decoupled"}
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
     """SupCon with each optimizer in each stage."""
-    names = ("sgd", "lars") if scale == "smoke" else tuple(RATES)
+    pairs = [(first, second) for first in RATES for second in RATES]
     return {
         f"{first}, {second}": with_fields(
             base(scale, "supcon", data),
             of_stage("supcon", first, RATES[first][0])
             | of_stage("linear", second, RATES[second][1]),
         )
-        for first in names
-        for second in names
+        for first, second in (
+            pairs if scale != "smoke" else (("lars", "rmsprop"), ("adamw", "lars"))
+        )
     }
 
 
