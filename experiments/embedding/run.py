@@ -15,7 +15,6 @@ from supcon_jax.evaluate import Subject
 from supcon_jax.evaluation.embed import Embedded
 from supcon_jax.losses import alignment, uniformity
 from supcon_jax.report import draw_maps
-from supcon_jax.stages import open_data
 from supcon_jax.trained import open_run
 
 RECIPES = {
@@ -39,8 +38,7 @@ def embedding_geometry(
 ) -> Mapping[str, float]:
     """Measures of the encoder's features at length 1, of test images and of training images."""
     del config
-    run, mesh = open_run(workdir), parallel.make_mesh()
-    subject = Subject(run, mesh, open_data(run.config), layer="encoder", normalised=True)
+    subject = Subject(open_run(workdir), parallel.make_mesh(), layer="encoder", normalised=True)
     of = {"test": measures(subject.test), "train": measures(subject.train)}
     return {
         "knn": 100 * results["test"]["knn"],
