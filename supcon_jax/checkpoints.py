@@ -61,8 +61,11 @@ class Checkpoints:
         """The score of the best state so far."""
         self._best.wait_until_finished()  # its score is on disk only then
         step = self._best.best_step()
-        metrics = None if step is None else self._best.metrics(step)
-        return metrics["score"] if metrics else float("-inf")
+        try:
+            metrics = None if step is None else self._best.metrics(step)
+            return metrics["score"] if metrics else float("-inf")
+        except Exception:  # noqa: BLE001  (Orbax raises many kinds; a damaged one is no rival)
+            return float("-inf")
 
     def restore(self, like: TrainState, warn: Callable[[str], None] = print) -> TrainState | None:
         """The newest undamaged state, or None where there is none.
