@@ -110,32 +110,12 @@ def base(recipe: str = "supcon") -> ConfigDict:
             log=dict(every_steps=20),
             supcon=_contrastive_stage(use_labels=True, temperature=0.1),
             simclr=_contrastive_stage(use_labels=False, temperature=0.5),
-            linear=_stage(
-                objective=_cross_entropy(),
-                head=dict(name="classifier", kernel_init="lecun_normal"),
-                views=1,
-                frozen=("encoder",),
-                start_from="previous",
-            ),
-            cross_entropy=_stage(
-                objective=_cross_entropy(),
-                head=dict(name="classifier", kernel_init="lecun_normal"),
-                views=1,
-                frozen=(),
-                start_from="scratch",
-            ),
+            linear=_classifying_stage(frozen=("encoder",), start_from="previous"),
+            cross_entropy=_classifying_stage(frozen=(), start_from="scratch"),
             finetune=_finetuning_stage(),
         )
     )
     return config.lock()
-
-
-def _cross_entropy() -> dict[str, Any]:
-    return dict(
-        name="cross_entropy",
-        label_smoothing=0.0,  # share of the target that is spread over all classes
-        margin=1,  # of large-margin softmax; 1: none
-    )
 
 
 def _contrastive_stage(*, use_labels: bool, temperature: float) -> dict[str, Any]:
@@ -163,15 +143,23 @@ def _contrastive_stage(*, use_labels: bool, temperature: float) -> dict[str, Any
     )
 
 
-def _finetuning_stage() -> dict[str, Any]:
-    """As SimCLR's appendix B.8 has it, where learning rate and weight decay are searched."""
-    stage = _stage(
-        objective=_cross_entropy(),
+def _classifying_stage(*, frozen: tuple[str, ...], start_from: str) -> dict[str, Any]:
+    return _stage(
+        objective=dict(
+            name="cross_entropy",
+            label_smoothing=0.0,  # share of the target that is spread over all classes
+            margin=1,  # of large-margin softmax; 1: none
+        ),
         head=dict(name="classifier", kernel_init="lecun_normal"),
         views=1,
-        frozen=(),
-        start_from="previous",
+        frozen=frozen,
+        start_from=start_from,
     )
+
+
+def _finetuning_stage() -> dict[str, Any]:
+    """As SimCLR's appendix B.8 has it, where learning rate and weight decay are searched."""
+    stage = _classifying_stage(frozen=(), start_from="previous")
     stage["optimizer"] |= dict(name="nesterov")
     stage["schedule"] |= dict(learning_rate=0.01)
     stage["augment"] |= dict(name="crop_flip", crop_area=(0.08, 1.0))

@@ -17,7 +17,7 @@ from supcon_jax import config as configuration
 from supcon_jax import momentum, parallel
 from supcon_jax.data import pipeline, policies
 from supcon_jax.data.selection import select
-from supcon_jax.data.sources import Source, hold_out, open_source, subset
+from supcon_jax.data.sources import Source, hold_out, in_memory_if_small, open_source, subset
 from supcon_jax.data.streaming import stream
 from supcon_jax.logs import warn
 from supcon_jax.models import Model, make_encoder, make_head
@@ -62,8 +62,9 @@ def open_data(config: ConfigDict) -> Data:
         directory=config.data.dir,
         load_size=config.data.load_size,
         channels=config.data.channels,
-        memory_limit_gb=config.data.memory_limit_gb,
+        memory_limit_gb=0,  # images that are not chosen are not decoded
     )
+    keep = partial(in_memory_if_small, memory_limit_gb=config.data.memory_limit_gb)
     whole, test = read(config.data.train_split), read(config.data.test_split)
     if whole.class_names != test.class_names:
         differing = sorted(set(whole.class_names) ^ set(test.class_names))
@@ -79,8 +80,9 @@ def open_data(config: ConfigDict) -> Data:
         imbalance=config.data.imbalance,
         label_noise=config.data.label_noise,
     )
+    train = keep(train)
     chosen = reference_indices(train.size, config.evaluation.references)
-    return Data(train, heldout, subset(train, chosen, "references"), test)
+    return Data(train, keep(heldout), subset(train, chosen, "references"), keep(test))
 
 
 def reference_indices(size: int, count: int) -> np.ndarray:

@@ -16,9 +16,13 @@ def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
     policies = POLICIES if scale != "smoke" else POLICIES[:2]
     for first in policies:
         for second in policies:
-            fields = {"supcon.augment.name": first, "linear.augment.name": second}
-            jitter = {f"{s}.augment.jitter": 0.4 for s in ("supcon", "linear")}
-            found[f"{first}, {second}"] = with_fields(base(scale, "supcon", data), fields | jitter)
+            fields = {}
+            for stage, policy in (("supcon", first), ("linear", second)):
+                fields[f"{stage}.augment.name"] = policy
+                fields[f"{stage}.augment.jitter"] = 0.4
+                if scale == "cpu":  # its linear stage has no crops otherwise
+                    fields[f"{stage}.augment.crop_area"] = (0.5, 1.0)
+            found[f"{first}, {second}"] = with_fields(base(scale, "supcon", data), fields)
     return found
 
 

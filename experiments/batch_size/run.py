@@ -4,11 +4,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments.bases import base, with_fields
+from experiments.bases import RECIPES, base, with_fields
 from experiments.runner import Claim, curve, main
 
 SIZES = {"smoke": (128, 256), "cpu": (16, 32, 64, 128, 256), "gpu": (128, 256, 512, 1024, 2048)}
-RECIPES = {"SupCon": "supcon", "cross-entropy": "cross_entropy"}
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:

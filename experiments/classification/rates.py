@@ -1,8 +1,8 @@
 """Learning rates of the cpu scale, for every method: python -m experiments.classification.rates
 
 Each method with its rate times 0.3, 1 and 3, one seed, a fifth of the training images held out; the
-rate that is best on these is used by all experiments. Goes on where it was stopped. Writes
-rates.json.
+rate that is best on these is used by all experiments. The rate of the linear stage is tried with
+SupCon. Goes on where it was stopped. Writes rates.json.
 """
 
 import argparse
@@ -22,12 +22,12 @@ HERE = Path(__file__).parent
 FACTORS = (0.3, 1.0, 3.0)
 
 
-def heldout(config: ConfigDict, factor: float, scratch: Path) -> tuple[float, float]:
-    """The learning rate of the first stage, and the accuracy on held-out images at the end."""
+def heldout(config: ConfigDict, stage: str, factor: float, scratch: Path) -> tuple[float, float]:
+    """The learning rate of a stage, and the accuracy on held-out images at the end of the run."""
     config = config.copy_and_resolve_references()
     config.data.holdout = 0.2
     config.evaluation.every_epochs = config[config.stages[-1]].epochs
-    schedule = config[config.stages[0]].schedule
+    schedule = config[stage].schedule
     schedule.learning_rate = factor * schedule.learning_rate
     workdir = scratch / configuration.config_hash(configuration.used(config))
     try:
@@ -48,8 +48,11 @@ def main() -> None:
     keep_compiled_programs()
     table: dict[str, dict[str, dict[str, float]]] = {}
     for name in DATA["cpu"]:
-        for method, config in methods("cpu", options.data, name, chosen=False).items():
-            rates = [heldout(config, factor, options.scratch) for factor in FACTORS]
+        configs = methods("cpu", options.data, name, chosen=False)
+        tried = {method: (config, config.stages[0]) for method, config in configs.items()}
+        tried["SupCon, linear stage"] = (configs["SupCon"], "linear")
+        for method, (config, stage) in tried.items():
+            rates = [heldout(config, stage, factor, options.scratch) for factor in FACTORS]
             table.setdefault(name, {})[method] = {f"{rate:.3g}": score for rate, score in rates}
             print(name, method, table[name][method], flush=True)
     record = {"heldout": table, "command": "python -m experiments.classification.rates"}

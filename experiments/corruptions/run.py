@@ -6,11 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.bases import base
+from experiments.bases import RECIPES, base
 from experiments.runner import Claim, main
 from supcon_jax.evaluate import evaluate
-
-RECIPES = {"SupCon": "supcon", "cross-entropy": "cross_entropy"}
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:

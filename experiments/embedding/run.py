@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments.bases import base, with_fields
+from experiments.bases import RECIPES, base, with_fields
 from experiments.embedding.geometry import class_separation, neural_collapse
 from experiments.runner import Claim, main
 from supcon_jax import parallel
@@ -17,18 +17,13 @@ from supcon_jax.losses import alignment, uniformity
 from supcon_jax.report import draw_maps
 from supcon_jax.trained import open_run
 
-RECIPES = {
-    "SupCon": "supcon",
-    "L_in": "supcon",
-    "SimCLR": "simclr",
-    "cross-entropy": "cross_entropy",
-}
+METHODS = {**RECIPES, "L_in": "supcon", "SimCLR": "simclr"}
 NAMES = ("NC1", "NC2 norms", "NC2 angles")
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
     """The base recipe of each loss."""
-    found = {name: base(scale, recipe, data) for name, recipe in RECIPES.items()}
+    found = {name: base(scale, recipe, data) for name, recipe in METHODS.items()}
     with_fields(found["L_in"], {"supcon.objective.loss": "supcon_in"})
     return found
 
@@ -67,10 +62,10 @@ def draw(record: dict[str, Any], file: Path) -> None:
 
     matplotlib.use("Agg")
     titles = []
-    for name in RECIPES:
+    for name in METHODS:
         separation = record["quantities"][f"{name}/test separation"]["values"][0]
         titles.append(f"{name}: separation {separation:.2f}")
-    draw_maps([record["workdirs"][name][0] for name in RECIPES], file, titles)
+    draw_maps([record["workdirs"][name][0] for name in METHODS], file, titles)
 
 
 NOT_IN_PAPER = "not in the paper"

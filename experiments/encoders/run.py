@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments.bases import base, with_fields
+from experiments.bases import RECIPES, base, with_fields
 from experiments.runner import Claim, main
 
 SMALL = {"model.name": "vit", "model.size": "ti"}
@@ -22,7 +22,6 @@ ENCODERS = {
     },
     "paper": {f"ResNet-{depth}": {"model.depth": depth} for depth in (50, 101, 200)},
 }
-RECIPES = {"SupCon": "supcon", "cross-entropy": "cross_entropy"}
 ADAMW = {"optimizer.name": "adamw", "optimizer.weight_decay_kind": "decoupled",
          "optimizer.weight_decay": 0.05, "schedule.learning_rate": 1e-3}  # fmt: skip
 

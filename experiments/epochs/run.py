@@ -4,11 +4,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments.bases import base, with_fields
+from experiments.bases import RECIPES, base, with_fields
 from experiments.runner import Claim, curve, main
 
 SHARES = (0.125, 0.25, 0.5, 1.0, 2.0)
-RECIPES = {"SupCon": "supcon", "cross-entropy": "cross_entropy"}
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:

@@ -4,11 +4,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments.bases import base, with_fields
+from experiments.bases import RECIPES, base, with_fields
 from experiments.runner import Claim, main
 
 RATIOS = (1.0, 10.0, 50.0)  # images of the first class over those of the last
-RECIPES = {"SupCon": "supcon", "cross-entropy": "cross_entropy"}
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments.bases import base, with_fields
+from experiments.bases import RECIPES, base, with_fields
 from experiments.runner import Claim, main
 
 SHARES = (0.0, 0.2, 0.4, 0.6)  # of labels drawn anew from all classes
-RECIPES = {"SupCon": "supcon", "cross-entropy": "cross_entropy", "SimCLR": "simclr"}
+METHODS = {**RECIPES, "SimCLR": "simclr"}
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
@@ -16,7 +16,7 @@ def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
     return {
         f"{share}: {name}": with_fields(base(scale, recipe, data), {"data.label_noise": share})
         for share in (SHARES if scale != "smoke" else (0.4,))
-        for name, recipe in RECIPES.items()
+        for name, recipe in METHODS.items()
     }
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.bases import base, with_fields
+from experiments.bases import RECIPES, base, with_fields
 from experiments.runner import Claim, Values, curve, main
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the base recipe's learning rate
-RECIPES = {"SupCon": "supcon", "cross-entropy": "cross_entropy"}
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:

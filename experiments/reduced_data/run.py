@@ -4,11 +4,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments.bases import base, with_fields
+from experiments.bases import RECIPES, base, with_fields
 from experiments.runner import Claim, curve, main
 
 IMAGES = {"smoke": (60,), "cpu": (10, 20, 50, 100, 200), "gpu": (50, 100, 500, 5000)}
-RECIPES = {"SupCon": "supcon", "cross-entropy": "cross_entropy"}
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:

@@ -81,9 +81,13 @@ def open_source(
     found = SOURCES[source](split, name=name, directory=directory, shape=shape)
     if found.size == 0:
         raise ValueError(f"{found.name} has no images")
-    if found.size * np.prod(shape) <= memory_limit_gb * 1e9:
-        return in_memory(found)
-    return found
+    return in_memory_if_small(found, memory_limit_gb)
+
+
+def in_memory_if_small(source: Source, memory_limit_gb: float) -> Source:
+    """The source, with all images decoded where they need at most so many GB."""
+    fits = source.size * np.prod(source.image_shape) <= memory_limit_gb * 1e9
+    return in_memory(source) if fits else source
 
 
 def in_memory(source: Source) -> Source:
@@ -338,12 +342,13 @@ def _decoder(
         rows = read(indices)
         images = np.empty((len(rows), *shape), np.uint8)
 
-        def fill(place: int) -> None:
-            where, image, _ = rows[place]
-            images[place] = middle_square(where, image, size=shape[0], channels=shape[2])
+        def fill(start: int) -> None:
+            for place in range(start, min(start + 64, len(rows))):
+                where, image, _ = rows[place]
+                images[place] = middle_square(where, image, size=shape[0], channels=shape[2])
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding is done without the GIL
-            list(pool.map(fill, range(len(rows)), chunksize=64))
+            list(pool.map(fill, range(0, len(rows), 64)))
         return images, np.array([row.label for row in rows], np.int32)
 
     return load
