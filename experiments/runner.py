@@ -107,6 +107,11 @@ def main(
             rows[name, seed] = finished(config, seed, scratch, measure)
             print(f"{name}  seed {seed}  {rows[name, seed]}", flush=True)
     record = summary(rows, list(configs), seeds, claims, derive)
+    record["training_seconds"] = [
+        training_seconds(workdir_of(config, seed, scratch))
+        for config in configs.values()
+        for seed in range(seeds)
+    ]
     record |= {"command": _command(script, options), **circumstances()}
     out = options.out or (scratch if options.scale == "smoke" else script.parent)
     write(out / "results.json", options.scale, record)
@@ -151,6 +156,15 @@ def trained(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if not file.exists():
         train_and_evaluate(config, workdir, pictures=False)
     return json.loads(file.read_text())
+
+
+def training_seconds(workdir: Path) -> float | None:
+    """What all stages of a run took; None for a run that diverged."""
+    file = workdir / "results.json"
+    if not file.exists():
+        return None
+    stages = json.loads(file.read_text())["stages"].values()
+    return round(sum(stage["time/seconds"] for stage in stages), 1)
 
 
 def summary(
@@ -215,15 +229,40 @@ def write(file: Path, scale: str, record: dict[str, Any]) -> None:
 
 
 def table(record: dict[str, Any]) -> str:
-    """The quantities and claims of a record, in Markdown."""
-    lines = ["| quantity | mean | sd |", "| --- | ---: | ---: |"]
+    """The quantities and claims of a record, in Markdown.
+
+    Settings against metrics, the shorter side across; curves ("... at epoch 4") are left out.
+    """
+    cells: dict[str, dict[str, str]] = {}
+    alone = []
     for name, found in record["quantities"].items():
-        if found["mean"] is not None and not name.endswith(("passes", "time/seconds")):
-            lines.append(f"| {name} | {found['mean']:.2f} | {found['sd']:.2f} |")
-    for claim in record["claims"]:
-        low, high = (f"{end:+.2f}" if end is not None else "?" for end in claim["interval"])
-        lines.append(f"\n{claim['text']}: {claim['verdict']} ({low} to {high})")
+        mean, sd = found["mean"], found["sd"]
+        number = "diverged" if mean is None else f"{mean:.2f} ± {sd:.2f}"
+        setting, _, metric = name.rpartition("/")
+        if not setting:
+            alone.append(f"- {name}: {number}")
+        elif " at epoch " not in metric:
+            cells.setdefault(setting, {})[metric] = number
+    columns = list(dict.fromkeys(metric for row in cells.values() for metric in row))
+    corner = "setting"
+    if len(columns) > len(cells):
+        corner, rows = "metric", columns
+        columns, cells = list(cells), {r: {c: cells[c].get(r, "") for c in cells} for r in rows}
+    lines = [f"| {corner} | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    for name, row in cells.items():
+        lines.append(f"| {name} | {' | '.join(row.get(column, '') for column in columns)} |")
+    if alone:
+        lines += ["", *alone]
+    if record["claims"]:
+        lines += ["", *(f"- {verdict(claim)}" for claim in record["claims"])]
     return "\n".join(lines)
+
+
+def verdict(claim: dict[str, Any]) -> str:
+    """A claim that was judged, with the interval of its difference, in a sentence."""
+    low, high = claim["interval"]
+    interval = "no interval" if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
+    return f"{claim['text']}: **{claim['verdict']}** ({interval})"
 
 
 def _command(script: Path, options: argparse.Namespace) -> str:

@@ -1,34 +1,37 @@
-"""A finished run, read back from its workdir: configuration, classes, states of its stages."""
+"""A finished run, read back from its workdir, or an imported encoder as if it were one."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from supcon_jax import config as configuration
 from supcon_jax.checkpoints import load
-from supcon_jax.models import Model
+from supcon_jax.models import Model, load_torch_encoder
 from supcon_jax.optimizers import make_optimizer
+from supcon_jax.parallel import replicate
 from supcon_jax.stages import abstract_state, build_eval_step, build_model
-from supcon_jax.state import TrainState
+from supcon_jax.state import TrainState, create_state
 from supcon_jax.validation import validate
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A finished run, or an imported encoder.
 
     Attributes:
       workdir: its folder.
       config: what it ran with, all stages included.
-      class_names: label k is `class_names[k]`.
-      steps: of each of its stages.
-      config_hash: see `config.config_hash`.
+      class_names: label k is `class_names[k]`; none where the encoder is imported.
+      steps: of each of its stages; none where the encoder is imported.
+      config_hash: see `config.config_hash`; of an imported encoder with a hash of its file.
     """
 
     workdir: Path
@@ -36,6 +39,11 @@ class Run:
     class_names: tuple[str, ...]
     steps: dict[str, int]
     config_hash: str
+
+    @property
+    def imported(self) -> bool:
+        """Whether the encoder is of `config.model.weights` and nothing was trained."""
+        return not self.steps
 
 
 class Trained(NamedTuple):
@@ -68,13 +76,34 @@ def open_run(workdir: str | Path) -> Run:
         ) from None
 
 
+def open_weights(config: ConfigDict, workdir: str | Path) -> Run:
+    """The encoder in `config.model.weights`, to be evaluated as it is; `workdir` is for results.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a training has its files in `workdir`.
+    """
+    workdir, file = Path(workdir), Path(config.model.weights).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: there is no such file of weights")
+    if (workdir / "config.json").exists():
+        raise ValueError(f"{workdir} is the folder of a training; give imported weights their own")
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+    found = configuration.config_hash(configuration.used(config))
+    return Run(workdir, config, (), {}, f"{found}-{digest}")
+
+
 def load_stage(run: Run, name: str, mesh: Mesh) -> Trained:
-    """The last state of a stage, on all devices.
+    """The last state of a stage, or an imported encoder with a new head, on all devices.
 
     Raises:
       FileNotFoundError: its last checkpoint is not there.
-      ValueError: that is damaged, or of another model; the message has the differences.
+      ValueError: that, or the file of the encoder, is damaged, or of another model; the message has
+        the differences.
     """
+    if run.imported:
+        return _with_weights(run.config, name, mesh)
     model = build_model(run.config, name, classes=len(run.class_names))
     # the optimizer's state is in the checkpoint; its rates are not used
     options, schedule = run.config[name].optimizer.to_dict(), optax.constant_schedule(0.0)
@@ -83,6 +112,14 @@ def load_stage(run: Run, name: str, mesh: Mesh) -> Trained:
     )
     state = load(run.workdir / "checkpoints" / name, run.steps[name], shapes)
     return Trained(model, state, build_eval_step(run.config, model, mesh))
+
+
+def _with_weights(config: ConfigDict, name: str, mesh: Mesh) -> Trained:
+    model = build_model(config, name, classes=1)  # of a head that nothing is evaluated of
+    encoder = load_torch_encoder(config.model.weights, model.encoder)
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    state = create_state(model, optax.identity(), jax.random.key(0), shape, encoder)
+    return Trained(model, replicate(state, mesh), build_eval_step(config, model, mesh))
 
 
 def _read(file: Path, remedy: str) -> dict[str, Any]:

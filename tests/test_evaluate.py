@@ -6,13 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_tfds
 from short_runs import small
+from state_dicts import state_dict_of
 
-from supcon_jax import evaluate, train
+from supcon_jax import config as configuration
+from supcon_jax import evaluate, stages, suites, train, trained
+from supcon_jax.data.policies import center_crop
 from supcon_jax.data.sources import open_source
 from supcon_jax.evaluation.corruptions import corrupted
+from supcon_jax.models import encoder_from_torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,7 +67,7 @@ def test_layers_are_kept_apart(finished):
 
 
 def test_few_images_a_class(finished, monkeypatch):
-    monkeypatch.setattr(evaluate, "SHOTS", (1, 20, 1000))
+    monkeypatch.setattr(suites, "SHOTS", (1, 20, 1000))
     found = evaluate.evaluate(finished[0], ["few_shot"])["suites"]["encoder, length 1"]["few_shot"]
     assert found.keys() == {"draws", "1", "20"}  # no class has 1,000 images
     for name in ("probe", "class_mean"):
@@ -71,7 +77,7 @@ def test_few_images_a_class(finished, monkeypatch):
 
 def test_corrupted_images(finished, monkeypatch):
     names = ("gaussian_noise", "contrast")
-    monkeypatch.setattr(evaluate, "CORRUPTIONS", names)
+    monkeypatch.setattr(suites, "CORRUPTIONS", names)
     workdir, results = finished
     found = evaluate.evaluate(workdir, ["robustness"])["suites"]["encoder, length 1"]["robustness"]
     assert found["classifier"] == "the stage linear's"
@@ -88,21 +94,21 @@ def test_corrupted_images(finished, monkeypatch):
 
 
 def subject_of(workdir):
-    run = evaluate.open_run(workdir)
-    return evaluate.Subject(run, evaluate.parallel.make_mesh(), "encoder", True)
+    run = trained.open_run(workdir)
+    return suites.Subject(run, evaluate.parallel.make_mesh(), "encoder", True)
 
 
 def test_an_interrupted_suite_goes_on(copy, monkeypatch):
-    monkeypatch.setattr(evaluate, "CORRUPTIONS", ("contrast", "brightness"))
-    original, calls = evaluate._on_corrupted, []
+    monkeypatch.setattr(suites, "CORRUPTIONS", ("contrast", "brightness"))
+    original, calls = suites._on_corrupted, []
 
-    def failing(subject, name, severity):
+    def failing(subject, make, name, severity):
         calls.append((name, severity))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return original(subject, name, severity)
+        return original(subject, make, name, severity)
 
-    monkeypatch.setattr(evaluate, "_on_corrupted", failing)
+    monkeypatch.setattr(suites, "_on_corrupted", failing)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(copy, ["robustness"])
     log = copy / "evaluation" / "corruptions-encoder-unit.jsonl"
@@ -113,10 +119,109 @@ def test_an_interrupted_suite_goes_on(copy, monkeypatch):
         ("contrast", 5),
         *(("brightness", s) for s in range(1, 6)),
     ]
-    monkeypatch.setattr(evaluate, "_on_corrupted", original)
+    monkeypatch.setattr(suites, "_on_corrupted", original)
     log.unlink()
     whole = evaluate.evaluate(copy, ["robustness"])["suites"]["encoder, length 1"]["robustness"]
     assert whole == found
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """A configuration whose weights are a file, with the encoder and the arrays in it."""
+    config = small("linear")
+    config.model.weights = str(tmp_path_factory.mktemp("weights") / "encoder.npz")
+    encoder = stages.build_model(config, "linear", classes=10).encoder
+    arrays = state_dict_of(encoder, channels=1)
+    np.savez(config.model.weights, **arrays)
+    return config, encoder, arrays
+
+
+def test_imported_weights_are_evaluated_as_they_are(imported, tmp_path):
+    config, encoder, arrays = imported
+    record = evaluate.evaluate(tmp_path / "new", imported=config, normalised=False)
+    found = record["suites"]["encoder"]["standard"]
+    assert "classifier" not in found and record["steps"] == {}
+    assert 0.5 < found["knn"] <= 1  # of random weights; chance is 0.1
+    images, labels = open_source(
+        "digits", "test", name="", directory="", load_size=8, channels=1, memory_limit_gb=1.0
+    ).load(np.arange(360))
+    data = config.data
+    pixels = center_crop(
+        jnp.asarray(images[:, None]),
+        size=data.image_size,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+    )
+    expected = encoder.apply(encoder_from_torch(arrays, encoder), pixels, train=False)
+    run = trained.open_weights(config, tmp_path / "new")
+    subject = suites.Subject(run, evaluate.parallel.make_mesh(), "encoder", normalised=False)
+    np.testing.assert_array_equal(subject.test.labels, labels)
+    np.testing.assert_allclose(subject.test.features, expected, rtol=1e-4, atol=1e-5)
+    assert not any(path.name == "checkpoints" for path in (tmp_path / "new").iterdir())
+
+
+def test_imported_weights_are_not_mixed_with_others(imported, copy, tmp_path):
+    config, _, arrays = imported
+    with pytest.raises(ValueError, match="is the folder of a training; give imported weights"):
+        evaluate.evaluate(copy, imported=config)
+    before = evaluate.evaluate(tmp_path / "new", imported=config, normalised=False)
+    other = config.copy_and_resolve_references()
+    other.model.weights = str(tmp_path / "other.npz")
+    np.savez(other.model.weights, **{**arrays, "conv1.weight": -arrays["conv1.weight"]})
+    after = evaluate.evaluate(tmp_path / "new", imported=other)
+    assert after["config_hash"] != before["config_hash"]
+    assert after["suites"].keys() == {"encoder, length 1"}
+    Path(other.model.weights).unlink()
+    with pytest.raises(FileNotFoundError, match="there is no such file of weights"):
+        evaluate.evaluate(tmp_path / "new", imported=other)
+
+
+def test_weights_of_another_encoder_are_refused(imported, tmp_path, capsys):
+    command = ["--workdir", str(tmp_path), "--weights", imported[0].model.weights]
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([*command, "--config", "digits"])  # wider than the file's
+    assert stopped.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "encoder.npz" in line and "width=0.0625, the model has width=0.125" in line
+    with pytest.raises(SystemExit):
+        evaluate.main(command)
+    assert "--weights and --config belong together" in capsys.readouterr().err
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A subject on "cifar10", and its corrupted images as TFDS has them: here, digits."""
+    pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setattr(suites, "CORRUPTIONS", ("contrast", "glass_blur"))
+    tiny_tfds.prepare_digits(tmp_path, n_train=40, n_test=20)
+    for name in ("contrast", "frosted_glass_blur"):
+        for severity in suites.SEVERITIES:
+            place = tmp_path / "cifar10_corrupted" / f"{name}_{severity}"
+            shutil.copytree(tmp_path / "tiny_digits", place)
+    (tmp_path / "tiny_digits").rename(tmp_path / "cifar10")
+    config = configuration.load("digits:linear")
+    config.data.update(source="tfds", name="cifar10", dir=str(tmp_path), test_split="test")
+    run = trained.Run(tmp_path, config, (), {}, "")
+    return suites.Subject(run, evaluate.parallel.make_mesh(), "encoder", normalised=False)
+
+
+def test_published_corruptions_are_used(published):
+    images = suites.corrupted_images(published)
+    assert images.name == "cifar10_corrupted"
+    source = images.make("glass_blur", 3)
+    assert source.name == "cifar10_corrupted/frosted_glass_blur_3/test"
+    clean = published.data.test  # not corrupted at all, so that they can be compared
+    indices = np.arange(20)
+    for found, expected in zip(source.load(indices), clean.load(indices), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_part_of_the_published_corruptions_is_not_mixed_with_ours(published, capfd):
+    shutil.rmtree(published.run.workdir / "cifar10_corrupted" / "contrast_4")
+    images = suites.corrupted_images(published)
+    assert images.name == "supcon_jax.evaluation.corruptions"
+    assert "9 of 10 parts of cifar10_corrupted are prepared" in capfd.readouterr().err
+    assert images.make("contrast", 2).name == "cifar10/test (contrast, severity 2)"
 
 
 def test_linear_stage_by_sgd(copy):
@@ -162,7 +267,7 @@ def test_what_is_refused(copy, tmp_path):
 
 
 def test_the_table_fits_a_terminal(finished, monkeypatch):
-    monkeypatch.setattr(evaluate, "CORRUPTIONS", ("contrast",))
+    monkeypatch.setattr(suites, "CORRUPTIONS", ("contrast",))
     evaluate.evaluate(finished[0], ["standard", "few_shot", "robustness"])
     text = evaluate.table(json.loads((finished[0] / "evaluation.json").read_text()))
     assert max(map(len, text.splitlines())) <= 80

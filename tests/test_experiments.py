@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from experiments import claims, runner
+
 SCRIPTS = {
     file.parent.name: file.read_text()
     for file in sorted((ROOT / "experiments").glob("*/run.py"))
@@ -51,6 +53,30 @@ def test_an_experiment_runs(name, scratch, tmp_path):
     assert drawn.exists() == ("draw=" in SCRIPTS[name])
     if drawn.exists():
         assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_pages_show_the_records():
+    for file, text in claims.pages().items():
+        assert file.read_text() == text, f"{file}: run python -m experiments.claims"
+
+
+def test_a_table_has_the_shorter_side_across():
+    def spread(mean):
+        return {"mean": mean, "sd": 0.5}
+
+    few = {"a/top1": spread(1.0), "b/top1": spread(None), "difference": spread(3.0)}
+    found = runner.table({"quantities": few, "claims": []})
+    assert found.splitlines() == [
+        "| setting | top1 |",
+        "| --- | ---: |",
+        "| a | 1.00 ± 0.50 |",
+        "| b | diverged |",
+        "",
+        "- difference: 3.00 ± 0.50",
+    ]
+    many = {"a/top1": spread(1.0), "a/knn": spread(2.0), "a/x at epoch 3": spread(9.0)}
+    found = runner.table({"quantities": many, "claims": []})
+    assert found.splitlines()[0] == "| metric | a |" and len(found.splitlines()) == 4
 
 
 def test_the_experiments_are_found():

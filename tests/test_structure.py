@@ -21,6 +21,7 @@ LAYERS = [  # each may import from those before it
     {"plan", "trained"},
     {"train"},
     {"transfer"},
+    {"suites"},
     {"evaluate"},
 ]
 
@@ -63,6 +64,7 @@ def test_only_its_own_modules_import_a_library():
         "orbax": {"checkpoints.py"},
         "ml_collections": {
             "config.py",
+            "evaluate.py",
             "validation.py",
             "plan.py",
             "stages.py",

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
 from supcon_jax import config as configuration
-from supcon_jax import evaluate, parallel, stages, train, transfer
+from supcon_jax import evaluate, parallel, stages, suites, train, trained, transfer
 from supcon_jax.evaluation.probe import sweep_probe
 
 SIZES = {"train": 40, "validation": 16, "test": 16}  # images of each class
@@ -51,11 +51,11 @@ def folder(tmp_path_factory):
 
 
 def subject_of(workdir, normalised=True):
-    return evaluate.Subject(evaluate.open_run(workdir), parallel.make_mesh(), "encoder", normalised)
+    return suites.Subject(trained.open_run(workdir), parallel.make_mesh(), "encoder", normalised)
 
 
 def opened(workdir, on, **options):
-    return transfer.open_target(evaluate.open_run(workdir).config, on, **options)
+    return transfer.open_target(trained.open_run(workdir).config, on, **options)
 
 
 def contents(source):
@@ -239,7 +239,7 @@ def test_the_grid_of_fine_tuning_is_the_protocols():
 
 @pytest.mark.parametrize(("images", "momentum"), [(2000, 0.9), (25_600, 0.9), (51_200, 0.95)])
 def test_the_configuration_of_a_point(finished, folder, images, momentum):
-    config, target = evaluate.open_run(finished).config, opened(finished, f"folder:{folder}")
+    config, target = trained.open_run(finished).config, opened(finished, f"folder:{folder}")
     point = transfer.finetuning_config(config, target, images, rate=0.01, decay=1e-4)
     assert point.model.batch_norm_momentum == pytest.approx(momentum)
     assert point.finetune.optimizer.weight_decay == pytest.approx(0.01)

@@ -1,7 +1,8 @@
 """Learning rates of the cpu scale, for every method: python -m experiments.classification.rates
 
-Each method with its rate times 0.3, 1 and 3, one seed, a fifth of the training images held out; the
-rate that is best on these is used by all experiments. The rate of the linear stage is tried with
+Each method with its rate times 0.3, 1 and 3, and on from there while the best is the smallest or
+largest one; one seed, a fifth of the training images held out. The rate that is best on these is
+used by all experiments. The rate of the linear stage is tried with
 SupCon. Goes on where it was stopped. Writes rates.json.
 """
 
@@ -20,6 +21,7 @@ from supcon_jax.report import circumstances
 
 HERE = Path(__file__).parent
 FACTORS = (0.3, 1.0, 3.0)
+MOST = 7  # factors that are tried
 
 
 def heldout(config: ConfigDict, stage: str, factor: float, scratch: Path) -> tuple[float, float]:
@@ -38,6 +40,17 @@ def heldout(config: ConfigDict, stage: str, factor: float, scratch: Path) -> tup
     return schedule.learning_rate, found[-1]
 
 
+def search(config: ConfigDict, stage: str, scratch: Path) -> dict[str, float]:
+    """Accuracies on held-out images, by learning rate."""
+    found: dict[float, tuple[float, float]] = {}  # factor -> rate and accuracy
+    tried = list(FACTORS)
+    while tried and len(found) < MOST:
+        found |= {factor: heldout(config, stage, factor, scratch) for factor in tried}
+        best = max(found, key=lambda factor: found[factor][1])
+        tried = [best * 0.3] * (best == min(found)) + [best * 3] * (best == max(found))
+    return {f"{rate:.3g}": score for _, (rate, score) in sorted(found.items())}
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Learning rates of the cpu scale.")
@@ -52,8 +65,7 @@ def main() -> None:
         tried = {method: (config, config.stages[0]) for method, config in configs.items()}
         tried["SupCon, linear stage"] = (configs["SupCon"], "linear")
         for method, (config, stage) in tried.items():
-            rates = [heldout(config, stage, factor, options.scratch) for factor in FACTORS]
-            table.setdefault(name, {})[method] = {f"{rate:.3g}": score for rate, score in rates}
+            table.setdefault(name, {})[method] = search(config, stage, options.scratch)
             print(name, method, table[name][method], flush=True)
     record = {"heldout": table, "command": "python -m experiments.classification.rates"}
     (HERE / "rates.json").write_text(json.dumps(record | circumstances(), indent=1) + "\n")

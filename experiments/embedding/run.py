@@ -11,10 +11,10 @@ from experiments.bases import RECIPES, base, with_fields
 from experiments.embedding.geometry import class_separation, neural_collapse
 from experiments.runner import Claim, main
 from supcon_jax import parallel
-from supcon_jax.evaluate import Subject
 from supcon_jax.evaluation.embed import Embedded
 from supcon_jax.losses import alignment, uniformity
 from supcon_jax.report import draw_maps
+from supcon_jax.suites import Subject
 from supcon_jax.trained import open_run
 
 METHODS = {**RECIPES, "L_in": "supcon", "SimCLR": "simclr"}

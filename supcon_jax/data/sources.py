@@ -308,9 +308,8 @@ def find_tfds(name: str, directory: str) -> Path:
     """
     if not name:
         raise ValueError("set --config.data.name to the name of the TFDS data set")
-    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    root = Path(directory or default).expanduser()
-    infos = sorted((root / name).glob("**/dataset_info.json"), key=_version)
+    root = _tfds_root(directory)
+    infos = _infos(name, directory)
     if not infos:
         how = (
             f"python -m supcon_jax.data.prepare {name} --data_dir {root}"
@@ -329,6 +328,20 @@ def find_tfds(name: str, directory: str) -> Path:
             f"tfds convert_format --dataset_dir={infos[-1].parent} --out_file_format=array_record"
         )
     return infos[-1].parent
+
+
+def is_prepared(name: str, directory: str) -> bool:
+    """Whether some version of a TFDS data set is there, in whatever format."""
+    return bool(_infos(name, directory))
+
+
+def _tfds_root(directory: str) -> Path:
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return Path(directory or default).expanduser()
+
+
+def _infos(name: str, directory: str) -> list[Path]:
+    return sorted((_tfds_root(directory) / name).glob("**/dataset_info.json"), key=_version)
 
 
 def _version(info: Path) -> tuple[int, ...]:

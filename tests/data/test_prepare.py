@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from data import tiny_tfds
+import tiny_tfds
 from sklearn.datasets import load_sample_image
 
 from supcon_jax.data import prepare

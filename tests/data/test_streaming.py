@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data import tiny_tfds
+import tiny_tfds
 from data.test_decode import OPENCV_ERROR, bilinear
 from PIL import Image
 from sklearn.datasets import load_sample_image

@@ -1,0 +1,421 @@
+"""What is evaluated, and the suites: `(subject, folder for pictures) -> results`."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from supcon_jax import transfer
+from supcon_jax.data.sources import Source, is_prepared, open_source
+from supcon_jax.evaluation.calibration import (
+    Reliability,
+    draw_reliability,
+    expected_calibration_error,
+    reliability,
+)
+from supcon_jax.evaluation.class_means import nearest_class_mean
+from supcon_jax.evaluation.confusion import confusion_matrix, draw_confusion, per_class_accuracy
+from supcon_jax.evaluation.corruptions import (
+    CORRUPTIONS,
+    accuracy_by_severity,
+    corrupted,
+    mean_corruption_error,
+)
+from supcon_jax.evaluation.embed import Embedded, embed, knn_accuracy, top_k_accuracy
+from supcon_jax.evaluation.probe import Sweep, fit_probe, predict_logits, sweep_probe
+from supcon_jax.interruption import Interruptions
+from supcon_jax.logs import Logs, Progress, warn
+from supcon_jax.losses import l2_normalize
+from supcon_jax.stages import (
+    Data,
+    build_stage,
+    check_batch,
+    create,
+    open_data,
+    reference_indices,
+)
+from supcon_jax.train import run_stage
+from supcon_jax.trained import Run, Trained, load_stage
+from supcon_jax.workdir import write_whole
+
+SEVERITIES = range(1, 6)
+PUBLISHED = {  # corrupted images in TFDS: name, split, and its names of corruptions that differ
+    "cifar10": (
+        "cifar10_corrupted",
+        "test",
+        {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"},
+    ),
+    "imagenet2012": ("imagenet2012_corrupted", "validation", {}),
+}
+SHOTS = (1, 2, 5, 10, 20, 50, 100)  # images a class
+DRAWS = 5  # of these images
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: the features of one layer of a run, on the data of that run.
+
+    Attributes:
+      run: the run.
+      mesh: the devices.
+      layer: "encoder" (the last state's) or "projection" (of the contrastive stage).
+      normalised: features are brought to length 1.
+      target: another data set, for the suites of transfer.
+      grid: what fine-tuning on it tries.
+    """
+
+    run: Run
+    mesh: Mesh
+    layer: str
+    normalised: bool
+    target: transfer.Target | None = None
+    grid: transfer.Grid = transfer.PROTOCOL
+
+    @property
+    def name(self) -> str:
+        """For tables and records: "encoder, length 1"."""
+        return self.layer + (", length 1" if self.normalised else "")
+
+    @property
+    def stage(self) -> str:
+        """The stage whose last state is evaluated."""
+        config = self.run.config
+        if self.layer == "encoder":
+            return config.stages[-1]
+        return next(name for name in config.stages if config[name].head.name == "projection")
+
+    @cached_property
+    def trained(self) -> Trained:
+        """That state."""
+        return load_stage(self.run, self.stage, self.mesh)
+
+    @cached_property
+    def data(self) -> Data:
+        """The splits of the run."""
+        data = open_data(self.run.config)
+        if not self.run.imported and data.train.class_names != self.run.class_names:
+            raise ValueError(
+                f"{data.train.name} has other classes than the run was trained on: "
+                f"{len(data.train.class_names)} instead of {len(self.run.class_names)}, or of "
+                "other names"
+            )
+        return data
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the outputs are logits of a classifier that was trained."""
+        head = self.run.config[self.stage].head.name
+        return head == "classifier" and not self.run.imported
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Label k is `class_names[k]`."""
+        return self.data.train.class_names
+
+    @property
+    def classes(self) -> int:
+        """Their number."""
+        return len(self.class_names)
+
+    def look(self, source: Source) -> Embedded:
+        """Features and outputs of a split."""
+        step, state = self.trained.eval_step, self.trained.state
+        size = self.run.config.evaluation.batch_size
+        with closing(Progress(source.name, 0, source.size)) as bar:
+            found = embed(step, state, source, batch_size=size, mesh=self.mesh, show=bar.move)
+        features = found.features if self.layer == "encoder" else found.outputs
+        if self.normalised:
+            features = np.asarray(l2_normalize(jnp.asarray(features)))
+        return found._replace(features=features)
+
+    @cached_property
+    def train(self) -> Embedded:
+        """The training images, without those that were held out."""
+        return self.look(self.data.train)
+
+    @cached_property
+    def test(self) -> Embedded:
+        """The test images."""
+        return self.look(self.data.test)
+
+    @cached_property
+    def sweep(self) -> Sweep:
+        """The fast linear probe, its penalty chosen on a part of the training images."""
+        found = sweep_probe(self.train.features, self.train.labels, classes=self.classes)
+        if found.on_edge:
+            warn(f"the probe's l2={found.l2:.3g} is at the end of its grid")
+        return found
+
+    def logits(self, found: Embedded) -> np.ndarray:
+        """Of the run's own classifier, or else of the fast probe."""
+        return found.outputs if self.classifies else self.probed(found)
+
+    def probed(self, found: Embedded) -> np.ndarray:
+        """Logits of the fast probe."""
+        return predict_logits(self.sweep.probe, found.features)
+
+    @property
+    def classifier(self) -> str:
+        """What `logits` come from."""
+        return f"the stage {self.stage}'s" if self.classifies else "the fast probe"
+
+
+def standard(subject: Subject, folder: Path) -> dict[str, Any]:
+    """Probe, k-NN and class means on the features, and the run's own classifier."""
+    train, test, settings = subject.train, subject.test, subject.run.config.evaluation
+    chosen = reference_indices(len(train.labels), settings.references)
+    references = train._replace(features=train.features[chosen], labels=train.labels[chosen])
+    by_mean = nearest_class_mean(test.features, train.features, train.labels)
+    heldout = {f"{l2:.3g}": round(found, 5) for l2, found in subject.sweep.accuracies.items()}
+    found = {
+        "dim": test.features.shape[1],
+        "images": {"train": len(train.labels), "test": len(test.labels)},
+        "probe": {
+            "l2": subject.sweep.l2,
+            "heldout": heldout,
+            **of_logits(subject.probed(test), test.labels),
+        },
+        "knn": knn_accuracy(
+            test,
+            references,
+            neighbours=settings.neighbours,
+            temperature=settings.temperature,
+        ),
+        "class_mean": float((by_mean == test.labels).mean()),
+    }
+    if subject.classifies:
+        found["classifier"] = of_logits(test.outputs, test.labels)
+    predicted, names = subject.logits(test).argmax(-1), subject.class_names
+    shares = per_class_accuracy(predicted, test.labels, subject.classes)
+    found["per_class"] = {
+        name: None if np.isnan(share) else round(float(share), 4)
+        for name, share in zip(names, shares, strict=True)
+    }
+    matrix = confusion_matrix(predicted, test.labels, subject.classes)
+    draw_confusion(matrix, names, folder / f"confusion-{subject.layer}.png")
+    return found
+
+
+def of_logits(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Top-1, top-5 and expected calibration error (15 bins of equal width)."""
+    found = Embedded(np.zeros((len(labels), 0), np.float32), logits, labels)
+    return {
+        "top1": top_k_accuracy(found, 1),
+        "top5": top_k_accuracy(found, 5),
+        "ece": expected_calibration_error(logits, labels),
+    }
+
+
+def sgd_probe(subject: Subject, folder: Path) -> dict[str, Any]:
+    """Train the recipe's linear stage, with its augmentation, on the frozen encoder."""
+    if subject.layer != "encoder":
+        raise ValueError("the suite sgd_probe is of the encoder's output: --features encoder")
+    config = subject.run.config.copy_and_resolve_references()
+    config.stages = ("linear",)
+    config.model.normalize = subject.normalised
+    check_batch(config, "linear", subject.data, subject.mesh)
+    stage = build_stage(config, "linear", subject.data, subject.mesh)
+    start = create(stage, config, subject.mesh, previous=subject.trained.state)
+    place = folder / f"sgd_probe{'-unit' * subject.normalised}"
+    place.mkdir(exist_ok=True)
+    with Interruptions().caught() as interruptions, closing(Logs(place)) as logs:
+        state = run_stage(stage, start, config, subject.data, subject.mesh, logs, interruptions)
+    size = config.evaluation.batch_size
+    test = embed(stage.eval_step, state, subject.data.test, batch_size=size, mesh=subject.mesh)
+    return {"epochs": config.linear.epochs, **of_logits(test.outputs, test.labels)}
+
+
+def few_shot(subject: Subject, folder: Path) -> dict[str, Any]:
+    """Probe and class means from a few training images of each class, drawn several times."""
+    train, test = subject.train, subject.test
+    fewest = np.bincount(train.labels, minlength=subject.classes).min()
+    found: dict[str, Any] = {"draws": DRAWS}
+    for shots in (k for k in SHOTS if k <= fewest):
+        scores = [_from_few(train, test, shots, draw, subject.classes) for draw in range(DRAWS)]
+        found[str(shots)] = {
+            name: {
+                "mean": float(np.mean([score[name] for score in scores])),
+                "sd": float(np.std([score[name] for score in scores], ddof=1)),
+            }
+            for name in scores[0]
+        }
+    _draw_few({k: v for k, v in found.items() if k != "draws"}, folder / "few_shot.png")
+    return found
+
+
+def _from_few(
+    train: Embedded, test: Embedded, shots: int, draw: int, classes: int
+) -> dict[str, float]:
+    order = np.random.RandomState(draw).permutation(len(train.labels))
+    chosen = np.concatenate([order[train.labels[order] == c][:shots] for c in range(classes)])
+    features, labels = train.features[chosen], train.labels[chosen]
+    # scikit-learn's default penalty, C = 1: there are too few images to choose one
+    probe = fit_probe(features, labels, classes=classes, l2=1 / len(labels))
+    predicted = {
+        "probe": predict_logits(probe, test.features).argmax(-1),
+        "class_mean": nearest_class_mean(test.features, features, labels),
+    }
+    return {name: float((found == test.labels).mean()) for name, found in predicted.items()}
+
+
+def _draw_few(found: dict[str, Any], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(5.5, 4), layout="constrained")
+    shots = [int(k) for k in found]
+    for name, label in (("probe", "linear probe"), ("class_mean", "nearest class mean")):
+        means, sds = ([found[str(k)][name][key] for k in shots] for key in ("mean", "sd"))
+        axis.errorbar(shots, means, sds, marker=".", capsize=2, label=label)
+    axis.set(xscale="log", xlabel="training images of each class", ylabel="test accuracy")
+    axis.set_xticks(shots, map(str, shots))
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def robustness(subject: Subject, folder: Path) -> dict[str, Any]:
+    """Errors and calibration on corrupted test images, at five severities.
+
+    The images are TFDS's `cifar10_corrupted` or `imagenet2012_corrupted` where these are prepared,
+    else made by `evaluation.corruptions`. The mCE, relative to AlexNet on ImageNet-C, is given for
+    ImageNet's 1,000 classes only.
+    """
+    log = folder / f"corruptions-{subject.layer}{'-unit' * subject.normalised}.jsonl"
+    images = corrupted_images(subject)
+    of = {"config_hash": subject.run.config_hash, "steps": subject.run.steps, "images": images.name}
+    earlier = [record for record in _records(log) if record["of"] == of]
+    write_whole(log, "".join(json.dumps(record) + "\n" for record in earlier))
+    done = {(record["name"], record["severity"]): record for record in earlier}
+    cases = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+    with closing(Progress("corruptions", len(done), len(cases))) as progress, log.open("a") as out:
+        for count, case in enumerate(cases, start=1):
+            if case not in done:
+                done[case] = {**_on_corrupted(subject, images.make, *case), "of": of}
+                out.write(json.dumps(done[case]) + "\n")
+                out.flush()
+                progress.move(count)
+                progress.show(count, {"heldout/top1": 1 - done[case]["error"]})
+    errors = {name: [done[name, s]["error"] for s in SEVERITIES] for name in CORRUPTIONS}
+    eces = {name: [done[name, s]["ece"] for s in SEVERITIES] for name in CORRUPTIONS}
+    clean = of_logits(subject.logits(subject.test), subject.test.labels)
+    found = {
+        "images": images.name,
+        "classifier": subject.classifier,
+        "clean": clean,
+        "top1": [float(x) for x in accuracy_by_severity(errors)],
+        "ece": np.mean(list(eces.values()), axis=0).tolist(),
+        "mean_error": float(np.mean(list(errors.values()))),
+        "errors": errors,
+    }
+    if subject.classes == 1000:
+        score = mean_corruption_error(errors, 1 - clean["top1"])
+        found |= {"mce": score.mce, "relative_mce": score.relative}
+    pooled = {
+        f"severity {s}": _pooled([done[n, s]["bins"] for n in CORRUPTIONS]) for s in SEVERITIES
+    }
+    of_clean = reliability(subject.logits(subject.test), subject.test.labels)
+    draw_reliability({"clean": of_clean, **pooled}, folder / "reliability.png")
+    return found
+
+
+def transfer_linear(subject: Subject, folder: Path) -> dict[str, Any]:
+    """Logistic regression on another data set; see `transfer.linear`."""
+    assert subject.target is not None
+    found = transfer.linear(subject.target, subject.look, penalties=transfer.PENALTIES)
+    return {subject.target.name: found}
+
+
+def transfer_finetune(subject: Subject, folder: Path) -> dict[str, Any]:
+    """All of the network trained on another data set; see `transfer.finetune`."""
+    if subject.layer != "encoder":
+        raise ValueError("the suite transfer_finetune starts from the encoder: --features encoder")
+    target = subject.target
+    assert target is not None
+    found = transfer.finetune(
+        subject.run,
+        subject.trained.state,
+        target,
+        subject.mesh,
+        folder / "transfer" / f"{target.folder}{'-unit' * subject.normalised}",
+        grid=subject.grid,
+        normalised=subject.normalised,
+    )
+    return {target.name: found}
+
+
+class Corrupted(NamedTuple):
+    """Corrupted test images: what they are, and a source for each corruption and severity."""
+
+    name: str
+    make: Callable[[str, int], Source]
+
+
+def corrupted_images(subject: Subject) -> Corrupted:
+    """TFDS's corrupted images of the test split where all of them are prepared, else our own."""
+    data = subject.run.config.data
+    if data.source == "tfds" and data.name in PUBLISHED:
+        name, split, renamed = PUBLISHED[data.name]
+
+        def of(corruption: str, severity: int) -> str:
+            return f"{name}/{renamed.get(corruption, corruption)}_{severity}"
+
+        cases = [of(corruption, s) for corruption in CORRUPTIONS for s in SEVERITIES]
+        prepared = sum(is_prepared(case, data.dir) for case in cases)
+        if prepared == len(cases) and data.test_split == split:
+            # made at the size that is evaluated: not to be enlarged and cut again
+            settings = dict(load_size=data.image_size, channels=data.channels, directory=data.dir)
+            read = partial(open_source, "tfds", split, memory_limit_gb=0, **settings)
+            return Corrupted(name, lambda corruption, s: read(name=of(corruption, s)))
+        if prepared:
+            warn(f"{prepared} of {len(cases)} parts of {name} are prepared: it is not used")
+    own = partial(corrupted, subject.data.test, crop=data.image_size)
+    return Corrupted("supcon_jax.evaluation.corruptions", own)
+
+
+def _on_corrupted(
+    subject: Subject, make: Callable[[str, int], Source], name: str, severity: int
+) -> dict[str, Any]:
+    images = subject.look(make(name, severity))
+    logits = subject.logits(images)
+    found = reliability(logits, images.labels)
+    scores = of_logits(logits, images.labels)
+    bins = [np.nan_to_num(x).tolist() for x in found]
+    error = 1 - scores["top1"]
+    return {"name": name, "severity": severity, "error": error, "ece": scores["ece"], "bins": bins}
+
+
+def _pooled(bins: Sequence[Sequence[Sequence[float]]]) -> Reliability:
+    """Reliability over the images of all corruptions."""
+    confidence, accuracy, count = (np.array([one[k] for one in bins]) for k in range(3))
+    total = count.sum(0)
+    filled = np.where(total > 0, total, np.nan)
+    means = [(values * count).sum(0) / filled for values in (confidence, accuracy)]
+    return Reliability(means[0], means[1], total.astype(int))
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    """Lines of an earlier, interrupted evaluation; half a line at the end is left out."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+SUITES: dict[str, Callable[[Subject, Path], dict[str, Any]]] = {
+    "standard": standard,
+    "sgd_probe": sgd_probe,
+    "robustness": robustness,
+    "few_shot": few_shot,
+    "transfer_linear": transfer_linear,
+    "transfer_finetune": transfer_finetune,
+}
+TRANSFER = ("transfer_linear", "transfer_finetune")  # to other data sets, whose results add up
