@@ -60,14 +60,16 @@ experiment() {
 
 one tests env JAX_PLATFORMS= XLA_PYTHON_CLIENT_PREALLOCATE=false \
   python -m pytest -q -p no:cacheprovider tests/losses tests/test_steps.py -m "not slow"
-first=cifar10 second=tiny_imagenet32
-[ "$scale" = smoke ] && first=digits second=digits
+first=cifar10 second=tiny_imagenet32 compile=--compile
+[ "$scale" = smoke ] && first=digits second=digits compile=
 experiment classification cifar10 --seeds 1 --only "$first: SupCon" "$first: cross-entropy"
+one pytorch python -m experiments.pytorch.train --scale "$scale" --data "$out/data" \
+  --scratch "$out/runs-pytorch" --out "$out/records/pytorch" $compile
 experiment classification tiny_imagenet32 --seeds 1 --only "$second: SupCon" "$second: cross-entropy"
 if [ "$scale" = gpu ]; then
   for dtype in float32 bfloat16; do
-    one "speed-$dtype" python experiments/benchmarks/train_step.py --batch 1024 --steps 20 \
-      --dtype $dtype --out "$out/records/train_step-$dtype.json"
+    one "speed-$dtype" python -m experiments.benchmarks.train_step --batch 1024 --steps 20 \
+      --compile --dtype $dtype --out "$out/records/train_step-$dtype.json"
   done
   one loss python experiments/benchmarks/accelerator.py --out "$out/records"
   one gradient_cache python experiments/benchmarks/gradient_cache.py --out "$out/records"
