@@ -18,7 +18,7 @@ from supcon_jax.data.datasets import dataset
 
 EPOCHS = 20.0  # of contrastive stages at the cpu scale; cross-entropy has twice as many
 RECIPES = {"SupCon": "supcon", "cross-entropy": "cross_entropy"}  # most experiments' two methods
-RATES = {"supcon": 0.5, "simclr": 0.5, "cross_entropy": 0.3, "linear": 3.0}
+RATES = {"supcon": 0.5, "simclr": 0.15, "cross_entropy": 0.3, "linear": 3.0}
 
 
 def base(

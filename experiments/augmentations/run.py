@@ -7,15 +7,19 @@ from ml_collections import ConfigDict
 from experiments.bases import base, with_fields
 from experiments.runner import Claim, Values, main
 
-POLICIES = ("crop_flip", "sim_augment", "auto_augment", "rand_augment")
+POLICIES = {
+    "smoke": ("crop_flip", "sim_augment"),
+    "cpu": ("crop_flip", "sim_augment", "auto_augment"),
+    "gpu": ("crop_flip", "sim_augment", "auto_augment", "rand_augment"),
+    "paper": ("sim_augment", "auto_augment", "rand_augment", "stacked_rand_augment"),
+}
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
     """SupCon with each policy in each stage."""
     found = {}
-    policies = POLICIES if scale != "smoke" else POLICIES[:2]
-    for first in policies:
-        for second in policies:
+    for first in POLICIES[scale]:
+        for second in POLICIES[scale]:
             fields = {}
             for stage, policy in (("supcon", first), ("linear", second)):
                 fields[f"{stage}.augment.name"] = policy
