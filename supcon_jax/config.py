@@ -149,6 +149,7 @@ def _classifying_stage(*, frozen: tuple[str, ...], start_from: str) -> dict[str,
             name="cross_entropy",
             label_smoothing=0.0,  # share of the target that is spread over all classes
             margin=1,  # of large-margin softmax; 1: none
+            margin_epochs=10.0,  # until the margin is whole; at once, nothing is learnt
         ),
         head=dict(name="classifier", kernel_init="lecun_normal"),
         views=1,

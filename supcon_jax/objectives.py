@@ -1,7 +1,8 @@
 """Objectives: what a stage minimises, as functions of the outputs and the batch.
 
-Every objective is `(outputs [b, v, k], batch, aux) -> (losses [b], weights [b], metrics)`; the step
-averages the losses by their weights over all devices, and each metric by its own weights.
+Every objective is `(outputs [b, v, k], batch, aux) -> (losses [b], weights [b], metrics)`; aux is
+the state's, and "step". The step averages the losses over all devices by their weights, and each
+metric by its own weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,7 +40,7 @@ def contrastive(
     Args:
       outputs: `[b, v, k]`, normalised.
       batch: with "label" `[b]`.
-      aux: the state's; its "queue", where there is one, is contrasted with too, see `momentum`.
+      aux: its "queue", where there is one, is contrasted with too, see `momentum`.
       loss: "supcon", "supcon_in", or "triplet", of which `temperature` is half the margin.
       use_labels: False drops the labels (SimCLR).
       temperature: see `losses.supcon_loss`.
@@ -89,6 +90,7 @@ def cross_entropy(
     *,
     label_smoothing: float = 0.0,
     margin: int = 1,
+    margin_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[PerExample, PerExample, Metrics]:
     """Softmax cross-entropy, the mean over the views.
@@ -97,20 +99,22 @@ def cross_entropy(
       outputs: logits `[b, v, classes]`; every example stands alone.
       batch: with "label" `[b]`; or, of mixed images, "label" `[b, 2]` and "share" `[b]` of the
         first, whose targets are mixed in the same way.
-      aux: not used.
+      aux: its "step", from 0 on, is used where there is a margin.
       label_smoothing: share of the target spread evenly over all classes.
       margin: of large-margin softmax, for which the outputs are those of a `MarginClassifier`.
+      margin_steps: until the margin is whole, growing linearly.
       axis_name: not used.
 
     Returns:
       Losses `[b]`, weights (ones) `[b]`, and the metric `accuracy` (share of the target that the
       largest logit has).
     """
-    del aux, axis_name
+    del axis_name
     if margin > 1:
         logits, squared = jnp.split(outputs, 2, axis=-1)
-        labels = jnp.broadcast_to(batch["label"][:, None], logits.shape[:2])
-        outputs = losses.with_margin(logits, squared, labels, margin)
+        own = jnp.broadcast_to(batch["label"][:, None], logits.shape[:2])
+        share = jnp.minimum((aux["step"] + 1) / margin_steps, 1)
+        outputs = losses.with_margin(logits, squared, own, margin, share)
     labels = batch["label"].reshape(outputs.shape[0], -1)
     share = batch["share"] if "share" in batch else jnp.ones(outputs.shape[0])
     shares = jnp.stack([share, 1 - share], -1)[:, : labels.shape[1], None].astype(outputs.dtype)
@@ -119,8 +123,7 @@ def cross_entropy(
     smooth = optax.smooth_labels(targets, label_smoothing)
     values = optax.softmax_cross_entropy(outputs, smooth).mean(-1)
     weights = jnp.ones_like(values)
-    predicted = outputs.argmax(-1)[..., None]
-    accuracy = jnp.take_along_axis(targets, predicted, -1).mean((1, 2))
+    accuracy = jnp.take_along_axis(targets, outputs.argmax(-1)[..., None], -1).mean((1, 2))
     return values, weights, {"accuracy": (accuracy, weights)}
 
 

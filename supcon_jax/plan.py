@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 from supcon_jax import parallel
 from supcon_jax.data.datasets import COUNTS
 from supcon_jax.data.sources import SOURCES, Source
-from supcon_jax.objectives import OBJECTIVES
 from supcon_jax.programs import (
     SENT,
     DoesNotFitError,
@@ -32,7 +31,7 @@ from supcon_jax.programs import (
     sent_by_kind,
     tpu_devices,
 )
-from supcon_jax.stages import Data, abstract_state, build_stage, check_batch
+from supcon_jax.stages import Data, abstract_state, build_objective, build_stage, check_batch
 from supcon_jax.validation import validate
 
 ENOUGH = 0.97  # of the memory: a batch that fills as much is not made larger
@@ -128,7 +127,7 @@ def plan_stage(config: ConfigDict, name: str, mesh: Mesh, step: bool = True) -> 
         parameters=trained + frozen,
         trained=trained,
         step=attempt(stage.train_step, state, batch, devices=mesh.size) if step else None,
-        loss=loss_alone(of_stage, dim, batch["label"], state.aux, mesh),
+        loss=loss_alone(of_stage, dim, batch["label"], {**state.aux, "step": state.step}, mesh),
         model=cost_model(
             devices=mesh.size,
             rows=of_stage.batch_size * of_stage.views if contrastive else 0,
@@ -211,9 +210,8 @@ def loss_alone(
     stage: ConfigDict, dim: int, labels: Any, aux: dict[str, Any], mesh: Mesh
 ) -> Figures | DoesNotFitError:
     """The objective's value and gradient, from outputs `[b, v, k]` that are there."""
-    aux = {name: part for name, part in aux.items() if name == "queue"}
-    fields = stage.objective.to_dict()
-    objective = partial(OBJECTIVES[fields.pop("name")], axis_name=parallel.AXIS, **fields)
+    aux = {name: part for name, part in aux.items() if name in ("queue", "step")}
+    objective = build_objective(stage, steps_per_epoch=1)
     shape = (stage.batch_size, stage.views, dim)
     split = PartitionSpec(parallel.AXIS)
     batch = {"label": labels}

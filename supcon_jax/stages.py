@@ -22,7 +22,7 @@ from supcon_jax.data.streaming import stream
 from supcon_jax.logs import warn
 from supcon_jax.models import Model, make_encoder, make_head
 from supcon_jax.models.torch_weights import load_torch_encoder
-from supcon_jax.objectives import INDEPENDENT, OBJECTIVES
+from supcon_jax.objectives import INDEPENDENT, OBJECTIVES, Objective
 from supcon_jax.optimizers import make_optimizer, make_schedule
 from supcon_jax.state import TrainState, create_state, encoder_of, from_variables, skipping
 from supcon_jax.steps import eval_step, train_step
@@ -107,12 +107,11 @@ def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
         size=config.data.image_size, host_crop=data.train.read is not None, **stage.augment
     )
     augment = partial(policies.make_views, policies=[policy] * stage.views, mix=stage.mix, **pixels)
-    objective = {field: value for field, value in stage.objective.items() if field != "name"}
     training: Callable = partial(
         train_step,
         model=model,
         tx=tx,
-        objective=partial(OBJECTIVES[stage.objective.name], axis_name=parallel.AXIS, **objective),
+        objective=build_objective(stage, steps_per_epoch),
         augment=augment,
         loss_scale=stage.loss_scale,
         micro_batches=stage.micro_batches,
@@ -166,6 +165,14 @@ def build_model(config: ConfigDict, name: str, classes: int) -> Model:
         **stage.head, classes=classes, margin=margin, batch_norm_momentum=keep, **shared
     )
     return Model(encoder, head, normalize=normalize, frozen=tuple(stage.frozen))
+
+
+def build_objective(stage: ConfigDict, steps_per_epoch: int) -> Objective:
+    """The objective of a stage, with its lengths in epochs turned into steps."""
+    options = stage.objective.to_dict()
+    if "margin_epochs" in options:
+        options["margin_steps"] = max(1, round(options.pop("margin_epochs") * steps_per_epoch))
+    return partial(OBJECTIVES[options.pop("name")], axis_name=parallel.AXIS, **options)
 
 
 def build_schedule(stage: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:

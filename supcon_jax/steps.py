@@ -76,7 +76,7 @@ def train_step(
         return jnp.concatenate([queries, jax.lax.stop_gradient(keys)], 1), batch_stats
 
     def scaled_loss(outputs: Array, part: Batch) -> tuple[Array, dict[str, Array]]:
-        losses, weights, metrics = objective(outputs, part, state.aux)
+        losses, weights, metrics = objective(outputs, part, {**state.aux, "step": state.step})
         measured = means({"loss": (losses, weights), **jax.lax.stop_gradient(metrics)})
         return loss_scale * measured["loss"], measured
 

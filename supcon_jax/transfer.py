@@ -19,7 +19,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -336,16 +335,7 @@ def finetune(
     _check(grid)
     points: list[dict[str, Any]] = []
     with Interruptions().caught() as interruptions:
-        fit = partial(
-            _fit,
-            run=run,
-            state=state,
-            target=target,
-            mesh=mesh,
-            grid=grid,
-            normalised=normalised,
-            interruptions=interruptions,
-        )
+        fit = _Fitting(run, state, target, mesh, grid, normalised, interruptions).point
         for rate, decay in product(grid.learning_rates, grid.weight_decays):
             warn(f"{target.name}: learning rate {rate:.3g}, weight decay {decay:.3g}")
             place = folder / f"lr-{rate:.3g}-wd-{decay:.3g}"
@@ -386,54 +376,73 @@ def _check(grid: Grid) -> None:
         )
 
 
-def _fit(
-    rate: float,
-    decay: float,
-    train: Source,
-    scored: Source,
-    place: Path,
-    *,
-    may_diverge: bool,
-    run: Run,
-    state: TrainState,
-    target: Target,
-    mesh: Mesh,
-    grid: Grid,
-    normalised: bool,
-    interruptions: Interruptions,
-) -> tuple[float | None, float | None]:
-    """The metric and top-1 on `scored` after training on `train`, from an earlier time if known."""
-    config = finetuning_config(
-        run.config, target, train.size, rate=rate, decay=decay, grid=grid, normalised=normalised
-    )
-    of = {
-        "run": run.config_hash,
-        "steps": run.steps,
-        "images": [train.size, scored.size],
-        "metric": target.metric,
-        "config_hash": configuration.config_hash(configuration.used(config)),
-        "dir": target.fields["dir"],
-    }
-    file = place / "point.json"
-    record = json.loads(file.read_text()) if file.exists() else {}
-    if record.get("of") != of:
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        write_json(file, {"of": of})
-    elif "score" in record:
-        return tuple(record["score"])
-    score: tuple[float | None, float | None]
-    try:
-        score = _train_and_score(config, state, train, scored, target, mesh, place, interruptions)
-    except FloatingPointError:
-        if not may_diverge:
-            raise
-        score = None, None
-        warn(f"fine-tuning with learning rate {rate:.3g} and weight decay {decay:.3g} diverged")
-    write_json(file, {"of": of, "learning_rate": rate, "weight_decay": decay, "score": score})
-    if may_diverge:  # one of many, whose parameters nobody needs
-        shutil.rmtree(place / "checkpoints", ignore_errors=True)
-    return score
+@dataclass(frozen=True)
+class _Fitting:
+    """What all points of a grid share."""
+
+    run: Run
+    state: TrainState
+    target: Target
+    mesh: Mesh
+    grid: Grid
+    normalised: bool
+    interruptions: Interruptions
+
+    def point(
+        self,
+        rate: float,
+        decay: float,
+        train: Source,
+        scored: Source,
+        place: Path,
+        *,
+        may_diverge: bool,
+    ) -> tuple[float | None, float | None]:
+        """Metric and top-1 on `scored` after training on `train`, from an earlier time if known."""
+        options: dict[str, Any] = {"grid": self.grid, "normalised": self.normalised}
+        config = finetuning_config(
+            self.run.config, self.target, train.size, rate=rate, decay=decay, **options
+        )
+        of = {
+            "run": self.run.config_hash,
+            "steps": self.run.steps,
+            "images": [train.size, scored.size],
+            "metric": self.target.metric,
+            "config_hash": configuration.config_hash(configuration.used(config)),
+            "dir": self.target.fields["dir"],
+        }
+        file = place / "point.json"
+        record = json.loads(file.read_text()) if file.exists() else {}
+        if record.get("of") != of:
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
+            write_json(file, {"of": of})
+        elif "score" in record:
+            return tuple(record["score"])
+        score: tuple[float | None, float | None]
+        try:
+            score = self.trained(config, train, scored, place)
+        except FloatingPointError:
+            if not may_diverge:
+                raise
+            score = None, None
+            warn(f"fine-tuning with learning rate {rate:.3g} and weight decay {decay:.3g} diverged")
+        write_json(file, {"of": of, "learning_rate": rate, "weight_decay": decay, "score": score})
+        if may_diverge:  # one of many, whose parameters nobody needs
+            shutil.rmtree(place / "checkpoints", ignore_errors=True)
+        return score
+
+    def trained(
+        self, config: ConfigDict, train: Source, scored: Source, place: Path
+    ) -> tuple[float, float]:
+        """Metric and top-1 on `scored` after training on `train`."""
+        data, size = Data(train, scored, train, scored), config.evaluation.batch_size
+        stage, first = start(config, self.state, data, self.mesh)
+        with closing(Logs(place)) as logs:
+            last = run_stage(stage, first, config, data, self.mesh, logs, self.interruptions)
+        found = embed(stage.eval_step, last, scored, batch_size=size, mesh=self.mesh)
+        predicted, classes = found.outputs.argmax(axis=-1), self.target.classes
+        return self.target.score(predicted, found.labels), top1(predicted, found.labels, classes)
 
 
 def finetuning_config(
@@ -478,22 +487,3 @@ def start(
     check_batch(config, "finetune", data, mesh)
     stage = build_stage(config, "finetune", data, mesh)
     return stage, create(stage, config, mesh, previous=state)
-
-
-def _train_and_score(
-    config: ConfigDict,
-    state: TrainState,
-    train: Source,
-    scored: Source,
-    target: Target,
-    mesh: Mesh,
-    place: Path,
-    interruptions: Interruptions,
-) -> tuple[float, float]:
-    data = Data(train, scored, train, scored)
-    stage, first = start(config, state, data, mesh)
-    with closing(Logs(place)) as logs:
-        last = run_stage(stage, first, config, data, mesh, logs, interruptions)
-    found = embed(stage.eval_step, last, scored, batch_size=config.evaluation.batch_size, mesh=mesh)
-    predicted = found.outputs.argmax(axis=-1)
-    return target.score(predicted, found.labels), top1(predicted, found.labels, target.classes)

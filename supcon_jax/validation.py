@@ -73,6 +73,7 @@ RANGES: dict[str, tuple[float, float]] = {  # both ends are allowed
     "objective.block_size": (0, ANY),
     "objective.label_smoothing": (0, 1),
     "objective.margin": (1, 10),
+    "objective.margin_epochs": (0, ANY),
     "augment.shift": (0, 8192),
     "augment.cutout": (0, 8192),
     "augment.layers": (0, 100),

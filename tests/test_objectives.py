@@ -40,7 +40,7 @@ def test_margin(margin):
     variables = head.init(jax.random.key(1), x, True)
     outputs = head.apply(variables, x, True)
     values, weights, metrics = objectives.cross_entropy(
-        outputs[:, None], {"label": labels}, {}, margin=margin
+        outputs[:, None], {"label": labels}, {"step": 0}, margin=margin
     )
     w = variables["params"]["kernel"].T
     expected = losses.large_margin_softmax(x, w, labels, margin=margin)
@@ -53,12 +53,31 @@ def test_margin(margin):
     np.testing.assert_array_equal(weights, 1)
 
 
+def test_the_margin_grows():
+    """At step k of n, the own logit is as far between the two losses' as (k + 1) / n is to 1."""
+    x = jax.random.normal(jax.random.key(0), (10, 6))
+    labels = jnp.arange(10) % 4
+    head = make_head("classifier", classes=4, margin=2)
+    variables = head.init(jax.random.key(1), x, True)
+    outputs, w = head.apply(variables, x, True)[:, None], variables["params"]["kernel"]
+    plain, own = x @ w, jax.nn.one_hot(labels, 4, dtype=bool)
+    whole = losses.with_margin(*jnp.split(outputs[:, 0], 2, axis=-1), labels, 2)
+    for step, share in ((0, 0.2), (2, 0.6), (4, 1.0), (9, 1.0)):
+        values = objectives.cross_entropy(
+            outputs, {"label": labels}, {"step": step}, margin=2, margin_steps=5
+        )[0]
+        logits = jnp.where(own, (1 - share) * plain + share * whole, plain)
+        expected = -jax.nn.log_softmax(logits)[own]
+        np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
 def test_no_margin_is_the_plain_classifier():
     assert isinstance(make_head("classifier", classes=4, margin=1), Classifier)
 
 
 def test_the_recipe_makes_the_head(mesh_of):
     config = small("cross_entropy", cross_entropy__objective__margin=2)
+    config.cross_entropy.objective.margin_epochs = 1.0  # five steps
     validate(config)
     data = stages.open_data(config)
     stage = stages.build_stage(config, "cross_entropy", data, mesh_of(1))
@@ -67,11 +86,11 @@ def test_the_recipe_makes_the_head(mesh_of):
     batch = next(stages.batches(stage, 0, config, data.train, mesh_of(1)))
     outputs = stage.eval_step(state, {"image": batch["image"]})["outputs"]
     assert outputs.shape == (256, 10)
-    first = None
-    for _ in range(8):  # on one batch
+    losses = []
+    for _ in range(16):  # on one batch
         state, metrics = stage.train_step(state, batch)
-        first = metrics["loss"] if first is None else first
-    assert metrics["loss"] < first
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[4]  # both with the whole margin
 
 
 @pytest.mark.parametrize(

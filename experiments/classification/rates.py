@@ -56,19 +56,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Learning rates of the cpu scale.")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--scratch", type=Path, default=Path("runs/experiments/rates"))
+    parser.add_argument("--only", nargs="+", help="methods; what is known of others is kept (all)")
     options = parser.parse_args()
     quieten()
     keep_compiled_programs()
+    file = HERE / "rates.json"
     table: dict[str, dict[str, dict[str, float]]] = {}
+    if options.only:
+        table = json.loads(file.read_text())["heldout"]
     for name in DATA["cpu"]:
         configs = methods("cpu", options.data, name, chosen=False)
         tried = {method: (config, config.stages[0]) for method, config in configs.items()}
         tried["SupCon, linear stage"] = (configs["SupCon"], "linear")
-        for method, (config, stage) in tried.items():
+        for method in options.only or tried:
+            config, stage = tried[method]
             table.setdefault(name, {})[method] = search(config, stage, options.scratch)
             print(name, method, table[name][method], flush=True)
     record = {"heldout": table, "command": "python -m experiments.classification.rates"}
-    (HERE / "rates.json").write_text(json.dumps(record | circumstances(), indent=1) + "\n")
+    file.write_text(json.dumps(record | circumstances(), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -166,8 +166,9 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
 
-    figure, panels = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    figure, panels = plt.subplots(2, 2, figsize=(11, 9.5), sharex="col", layout="constrained")
     for column, (program, title) in enumerate((("step", "whole step"), ("loss", "loss alone"))):
         lines: dict[str, list[tuple[int, float, float]]] = {}
         for record in records:
@@ -176,16 +177,25 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
                 name = _line(record, program)
                 point = (record["chips"], 1e3 * least(record, found)[0], found["peak"] / 1e9)
                 lines.setdefault(name, []).append(point)
-        for name, points in sorted(lines.items()):
+        for place, (name, points) in enumerate(sorted(lines.items())):
             chips, floors, memory = zip(*sorted(set(points)), strict=True)
-            panels[0][column].plot(chips, floors, "o-", label=name)
-            panels[1][column].plot(chips, memory, "o-", label=name)
+            style = dict(marker="os^v"[place % 4], color=f"C{place % 10}", alpha=0.8, label=name)
+            panels[0][column].plot(chips, floors, **style)
+            panels[1][column].plot(chips, memory, **style)
+        numbers = sorted({chips for points in lines.values() for chips, _, _ in points})
         for panel, text in zip(
             panels[:, column], ("floor of its time, ms", "GB a chip"), strict=True
         ):
-            panel.set(xscale="log", yscale="log", xlabel="chips", ylabel=text, title=title)
-            if lines:
-                panel.legend(fontsize=6)
+            panel.set(xscale="log", yscale="log", ylabel=text)
+            panel.set_xticks(numbers, [f"{number:,}" for number in numbers])
+            panel.minorticks_off()
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.spines[["top", "right"]].set_visible(False)
+        panels[0][column].set_title(title)
+        panels[1][column].set_xlabel("chips")
+        below = dict(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
+        panels[1][column].legend(fontsize=8, **below)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -235,21 +235,28 @@ def with_margin(
     squared: Float[Array, "*batch classes"],
     labels: Integer[Array, "*batch"],
     margin: int,
+    share: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "*batch classes"]:
     """Logits whose own class has a margin, see `large_margin_softmax`.
+
+    A network that starts with the whole margin makes its features short instead of telling classes
+    apart. With a share that grows from 0 to 1 it does not: (1 - share) / share is the lambda of the
+    paper's section 4.2, which falls.
 
     Args:
       logits: x . w_j.
       squared: |x|^2 |w_j|^2.
       labels: class ids in [0, classes).
       margin: integer >= 1.
+      share: of the margin, from 0 (none) to 1.
 
     Returns:
-      The logits, with |x| |w_y| psi(t_y) for the own class y.
+      The logits, for the own class y with |x| |w_y| (share psi(t_y) + (1 - share) cos(t_y)).
     """
     own, of_own = (jnp.take_along_axis(a, labels[..., None], -1)[..., 0] for a in (logits, squared))
     lengths = jnp.sqrt(jnp.where(of_own > 0, of_own, 1))
     harder = jnp.where(of_own > 0, lengths * _psi(own / lengths, margin), 0)
+    harder = share * harder + (1 - share) * own
     is_own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     return jnp.where(is_own, harder[..., None], logits)
 
