@@ -290,7 +290,11 @@ def curve(label: str, metric: str = "top1") -> Callable[[dict[str, Any], Path], 
         for line, points in lines.items():
             numbers, means, sds = zip(*sorted(points), strict=True)
             axis.errorbar(numbers, means, sds, marker=".", capsize=2, label=line or None)
-        axis.set(xscale="log", xlabel=label, ylabel=f"test {metric}, %")
+        axis.set(
+            xscale="log",
+            xlabel=label,
+            ylabel="test top-1, %" if metric == "top1" else f"test {metric}, %",
+        )
         axis.set_xticks(sorted({x for points in lines.values() for x, _, _ in points}))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()

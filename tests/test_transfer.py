@@ -111,7 +111,7 @@ def test_images_are_brought_to_what_the_encoder_takes(finished, tmp_path):
 
 
 def test_the_data_of_the_run_are_not_needed(finished, folder, monkeypatch):
-    monkeypatch.setattr(evaluate, "open_data", None)
+    monkeypatch.setattr(suites, "open_data", None)
     monkeypatch.setattr(transfer, "PENALTIES", (1.0,))
     evaluate.evaluate(finished, ["transfer_linear"], on=f"folder:{folder}")
 
