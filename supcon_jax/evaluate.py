@@ -102,16 +102,10 @@ def evaluate(
 def _subject(
     run: Run, mesh: Mesh, layer: str, normalised: bool | None, data_dir: str | None
 ) -> Subject:
-    config = run.config
     if data_dir is not None:
-        config.data.dir = data_dir
-    heads = [config[name].head.name for name in config.stages]
-    if layer not in ("encoder", "projection") or (layer == "projection" and layer not in heads):
-        there = ["encoder", *(name for name in heads if name == "projection")]
-        raise ValueError(f"no features {layer!r} in this run; there are {', '.join(there)}")
-    if normalised is None:
-        normalised = config.model.normalize if layer == "encoder" else False
-    return Subject(run, mesh, layer, normalised)
+        run.config.data.dir = data_dir
+    run.stage_of(layer)  # or there is no such layer
+    return Subject(run, mesh, layer, run.normalises(layer) if normalised is None else normalised)
 
 
 def table(record: dict[str, Any]) -> str:

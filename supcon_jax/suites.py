@@ -86,10 +86,7 @@ class Subject:
     @property
     def stage(self) -> str:
         """The stage whose last state is evaluated."""
-        config = self.run.config
-        if self.layer == "encoder":
-            return config.stages[-1]
-        return next(name for name in config.stages if config[name].head.name == "projection")
+        return self.run.stage_of(self.layer)
 
     @cached_property
     def trained(self) -> Trained:

@@ -18,7 +18,7 @@ from supcon_jax.models import Model, load_torch_encoder
 from supcon_jax.optimizers import make_optimizer
 from supcon_jax.parallel import replicate
 from supcon_jax.stages import abstract_state, build_eval_step, build_model
-from supcon_jax.state import TrainState, create_state
+from supcon_jax.state import TrainState, create_state, merge
 from supcon_jax.validation import validate
 
 
@@ -45,6 +45,24 @@ class Run:
         """Whether the encoder is of `config.model.weights` and nothing was trained."""
         return not self.steps
 
+    def stage_of(self, layer: str) -> str:
+        """The stage whose last state has a layer: "encoder" (the last stage) or "projection".
+
+        Raises:
+          ValueError: no such layer in this run.
+        """
+        heads = {self.config[name].head.name: name for name in self.config.stages}
+        known = {"encoder": self.config.stages[-1]}
+        if "projection" in heads:
+            known["projection"] = heads["projection"]
+        if layer not in known:
+            raise ValueError(f"no features {layer!r} in this run; there are {', '.join(known)}")
+        return known[layer]
+
+    def normalises(self, layer: str) -> bool:
+        """Whether the heads got the features of a layer at length 1."""
+        return layer == "encoder" and self.config.model.normalize
+
 
 class Trained(NamedTuple):
     """A stage of a finished run, ready to be evaluated."""
@@ -52,6 +70,12 @@ class Trained(NamedTuple):
     model: Model
     state: TrainState
     eval_step: Callable[..., dict[str, Any]]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Of the model: the parameters that are evaluated, and the running statistics."""
+        params = merge(self.state.evaluated, self.state.frozen)
+        return {"params": params, "batch_stats": self.state.batch_stats}
 
 
 def open_run(workdir: str | Path) -> Run:

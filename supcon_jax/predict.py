@@ -1,0 +1,106 @@
+"""Class and probability of images, by the classifier of a finished run.
+
+    python -m supcon_jax.predict --workdir D --images PATH
+    python -m supcon_jax.predict --workdir D --images a.jpg b.jpg --format jsonl --out classes.jsonl
+
+A line for each image, in order. Images that cannot be decoded are named and left out; the exit
+status is then 1.
+"""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from supcon_jax import command
+from supcon_jax.embed import over_files
+from supcon_jax.inference import find_images, load_classifier
+from supcon_jax.logs import warn
+from supcon_jax.workdir import write_whole
+
+
+class Prediction(NamedTuple):
+    """The most probable class of an image."""
+
+    path: str
+    class_name: str
+    probability: float
+
+
+def predict_images(
+    workdir: str | Path, places: Sequence[str | Path], *, batch_size: int = 64
+) -> tuple[list[Prediction], int]:
+    """Class and probability of all images in some files and folders, in order.
+
+    Args:
+      workdir: of the finished run.
+      places: images, and folders of images.
+      batch_size: images at a time; changes speed and memory only.
+
+    Returns:
+      The predictions, and the number of files that could not be decoded.
+
+    Raises:
+      FileNotFoundError: no finished run, or no images.
+      ValueError: damaged files of the run, or a run without a classifier.
+    """
+    classifier, files = load_classifier(workdir), find_images(places)
+    done, rows = over_files(classifier, files, batch_size)
+    found = [
+        Prediction(str(file), classifier.class_names[row.argmax()], round(float(row.max()), 6))
+        for file, row in zip(done, rows, strict=True)
+    ]
+    return found, len(files) - len(done)
+
+
+def as_csv(predictions: Sequence[Prediction]) -> str:
+    """Comma-separated values, with a line of names first."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("path", "class", "probability"), *predictions])
+    return text.getvalue()
+
+
+def as_json_lines(predictions: Sequence[Prediction]) -> str:
+    """A JSON object a line."""
+    rows = (dict(zip(("path", "class", "probability"), p, strict=True)) for p in predictions)
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+FORMATS: dict[str, Callable[[Sequence[Prediction]], str]] = {"csv": as_csv, "jsonl": as_json_lines}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m supcon_jax.predict", description="Class and probability of images."
+    )
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument("--images", required=True, nargs="+", help="files and folders of images")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="csv")
+    parser.add_argument("--out", type=Path, help="a file (standard output)")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(arguments)
+    command.quieten()
+    command.keep_compiled_programs()
+    with command.errors_in_one_line(options.debug):
+        found, failed = predict_images(
+            options.workdir, options.images, batch_size=options.batch_size
+        )
+        text = FORMATS[options.format](found)
+        if options.out is None:
+            sys.stdout.write(text)
+        else:
+            write_whole(options.out, text)
+    if failed:
+        warn(f"{failed} of {failed + len(found):,} images could not be decoded and are left out")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

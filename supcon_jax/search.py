@@ -1,0 +1,80 @@
+"""The images of a file of features that are nearest to a given one.
+
+    python -m supcon_jax.embed --workdir D --images FOLDER --out features.npz
+    python -m supcon_jax.search --query IMAGE --index features.npz
+
+Prints the cosine and the path of each, nearest first.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from supcon_jax import command
+from supcon_jax.embed import Features, read_features
+from supcon_jax.inference import Picture, load_encoder
+from supcon_jax.trained import open_run
+
+
+def nearest(
+    query: Picture, index: Features, *, count: int = 10, workdir: str | Path | None = None
+) -> list[tuple[float, str]]:
+    """Cosines and paths of the images nearest to a query, the nearest first.
+
+    Args:
+      query: an image, see `inference.Encoder`.
+      index: of `embed.embed_images` or `embed.read_features`.
+      count: how many, if there are so many.
+      workdir: of the run that the index was made with, if it is not where it was then.
+
+    Returns:
+      `[(cosine, path)]`.
+
+    Raises:
+      FileNotFoundError: the run is not there.
+      ValueError: it is another one, or the query cannot be decoded.
+    """
+    workdir, of = workdir or index.of["workdir"], index.of
+    run = open_run(workdir)
+    if (run.config_hash, run.steps) != (of["config_hash"], of["steps"]):
+        raise ValueError(
+            f"the features are not of the run in {workdir} ({of['config_hash']} instead of "
+            f"{run.config_hash}, steps {of['steps']} and {run.steps}): embed the images again"
+        )
+    encoder = load_encoder(workdir, layer=of["layer"], normalised=of["normalised"])
+    image = encoder.preprocess(query)[None]
+    features = _unit(np.asarray(encoder.apply_fn(encoder.variables, jax.numpy.asarray(image))))
+    cosines = _unit(index.rows) @ features[0]
+    best = np.argsort(-cosines, kind="stable")[:count]
+    return [(float(cosines[i]), index.paths[i]) for i in best]
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m supcon_jax.search", description="The images nearest to a given one."
+    )
+    parser.add_argument("--query", required=True, help="an image")
+    parser.add_argument("--index", required=True, help="a file of supcon_jax.embed")
+    parser.add_argument("--workdir", help="folder of the run (where it was for the index)")
+    parser.add_argument("--count", type=int, default=10, help="images shown")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(arguments)
+    command.quieten()
+    command.keep_compiled_programs()
+    with command.errors_in_one_line(options.debug):
+        index = read_features(options.index)
+        found = nearest(options.query, index, count=options.count, workdir=options.workdir)
+    for cosine, path in found:
+        print(f"{cosine:6.3f}  {path}")
+
+
+if __name__ == "__main__":
+    main()
