@@ -48,6 +48,19 @@ def test_only_the_chosen_images_are_decoded_and_kept(folder):
     assert brightness(data.train) == chosen
 
 
+@pytest.mark.parametrize("source", ["digits", "folder"])
+def test_nothing_may_be_held_out(source, folder):
+    if source == "folder":
+        data = open_folder(folder)
+    else:
+        config = configuration.load("digits")
+        config.data.holdout = 0.0
+        data = stages.open_data(config)
+    assert data.heldout.size == 0
+    images, labels = data.heldout.load(np.arange(0))
+    assert images.shape == (0, *data.train.image_shape) and labels.shape == (0,)
+
+
 def test_what_needs_more_memory_is_streamed(folder):
     data = open_folder(folder, memory_limit_gb=4 * IMAGE_GB)
     assert data.train.read is not None and data.test.read is None

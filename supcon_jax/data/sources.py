@@ -188,8 +188,10 @@ def _digits(split: str, *, shape: tuple[int, int, int], **_: Any) -> Source:
     targets = labels[chosen].astype(np.int32)
 
     def load(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        images = [fit(Image.fromarray(image), **options) for image in eight_bit[indices]]
-        return np.stack(images), targets[indices]
+        images = np.empty((len(indices), *shape), np.uint8)
+        for place, image in enumerate(eight_bit[indices]):
+            images[place] = fit(Image.fromarray(image), **options)
+        return images, targets[indices]
 
     names = tuple(str(digit) for digit in range(10))
     return Source(
