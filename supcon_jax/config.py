@@ -63,6 +63,7 @@ def base(recipe: str = "supcon") -> ConfigDict:
                 dir="",  # of the folder, or TFDS's data_dir ("": ~/tensorflow_datasets)
                 train_split="train",
                 test_split="test",
+                test_share=0.2,  # of each class, for the test where both splits are the same one
                 holdout=0.05,  # share of the training images kept for looking at during training
                 load_size=32,  # pixels; images are loaded as squares of this side
                 image_size=32,  # pixels; side of the views and of the evaluation's middle crop

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from supcon_jax import command, parallel, report, transfer
 from supcon_jax import config as configuration
+from supcon_jax.fitting import fit_to_images
 from supcon_jax.suites import SEVERITIES, SUITES, TRANSFER, Subject
 from supcon_jax.train import write_json
 from supcon_jax.trained import Run, open_run, open_weights
@@ -196,6 +197,8 @@ def _imported(options: argparse.Namespace) -> ConfigDict | None:
         return None
     config = configuration.load(f"{options.config.partition(':')[0]}:linear")
     config.model.weights = options.weights
+    config.data.dir = options.data_dir or config.data.dir
+    fit_to_images(config)
     return config
 
 

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from supcon_jax import parallel
 from supcon_jax.data.datasets import COUNTS
 from supcon_jax.data.sources import SOURCES, Source
+from supcon_jax.fitting import fit_to_images
 from supcon_jax.programs import (
     SENT,
     DoesNotFitError,
@@ -73,6 +74,8 @@ def report(config: ConfigDict, topology: str = "", memory_gb: float = 0.0) -> st
     Raises:
       ValueError: a wrong configuration or topology, or a batch size that the devices cannot share.
     """
+    config = config.copy_and_resolve_references()
+    fit_to_images(config)
     validate(config)
     mesh = make_mesh(topology)
     plans = [plan_stage(config, name, mesh) for name in config.stages]

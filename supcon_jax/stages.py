@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from supcon_jax import config as configuration
 from supcon_jax import momentum, parallel
 from supcon_jax.data import pipeline, policies
-from supcon_jax.data.selection import select
+from supcon_jax.data.selection import select, stratified_share
 from supcon_jax.data.sources import Source, hold_out, in_memory_if_small, open_source, subset
 from supcon_jax.data.streaming import stream
 from supcon_jax.logs import warn
@@ -65,7 +65,11 @@ def open_data(config: ConfigDict) -> Data:
         memory_limit_gb=0,  # images that are not chosen are not decoded
     )
     keep = partial(in_memory_if_small, memory_limit_gb=config.data.memory_limit_gb)
-    whole, test = read(config.data.train_split), read(config.data.test_split)
+    whole = read(config.data.train_split)
+    if config.data.test_split == config.data.train_split:
+        whole, test = split_off(whole, config.data.test_share)
+    else:
+        test = read(config.data.test_split)
     if whole.class_names != test.class_names:
         differing = sorted(set(whole.class_names) ^ set(test.class_names))
         raise ValueError(
@@ -83,6 +87,16 @@ def open_data(config: ConfigDict) -> Data:
     train = keep(train)
     chosen = reference_indices(train.size, config.evaluation.references)
     return Data(train, keep(heldout), subset(train, chosen, "references"), keep(test))
+
+
+def split_off(source: Source, share: float) -> tuple[Source, Source]:
+    """Training and test images of a source without a test split: always the same ones."""
+    held = stratified_share(source.labels(), share)
+    parts = (("training part", ~held), ("test part", held))
+    train, test = (
+        subset(source, np.flatnonzero(chosen), f"{source.name} ({name})") for name, chosen in parts
+    )
+    return train, test
 
 
 def reference_indices(size: int, count: int) -> np.ndarray:

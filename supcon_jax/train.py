@@ -24,6 +24,7 @@ from supcon_jax import config as configuration
 from supcon_jax.checkpoints import Checkpoints
 from supcon_jax.data import pipeline
 from supcon_jax.evaluation.embed import Embedded, embed, knn_accuracy, top_k_accuracy
+from supcon_jax.fitting import fit_to_images
 from supcon_jax.interruption import Interruptions
 from supcon_jax.logs import Logs, Recorder, read_metrics, warn
 from supcon_jax.profiling import Traced
@@ -62,6 +63,11 @@ def train_and_evaluate(
       OSError: the workdir cannot be written, or another run is going on there.
       Stopped: SIGTERM or Ctrl-C came; in a stage's loop, the state is saved before.
     """
+    config = config.copy_and_resolve_references()
+    chosen = fit_to_images(config)
+    if parallel.is_writer():
+        for line in chosen:
+            warn(line)
     validate(config)
     workdir, plain = Path(workdir), configuration.used(config)
     with ExitStack() as stack:

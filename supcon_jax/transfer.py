@@ -28,10 +28,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from supcon_jax import config as configuration
+from supcon_jax.data.selection import stratified_share
 from supcon_jax.data.sources import Source, join, open_source, split_names, subset
 from supcon_jax.evaluation.confusion import per_class_accuracy
 from supcon_jax.evaluation.embed import Embedded, embed
-from supcon_jax.evaluation.probe import fit_probe, predict_logits, stratified_share, sweep_probe
+from supcon_jax.evaluation.probe import fit_probe, predict_logits, sweep_probe
 from supcon_jax.interruption import Interruptions
 from supcon_jax.logs import Logs, warn
 from supcon_jax.stages import Data, Stage, build_stage, check_batch, create

@@ -107,6 +107,9 @@ def validate(config: ConfigDict) -> None:
     for path, value in flatten(config).items():
         _check_value(path, value)
     data = config.data
+    _require(
+        0 < data.test_share < 1, "data.test_share", "a share above 0 and below 1", data.test_share
+    )
     _require(0 <= data.holdout < 1, "data.holdout", "a share from 0 to below 1", data.holdout)
     _require(
         0 < data.image_size <= data.load_size,

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from supcon_jax import config as configuration
+from supcon_jax.fitting import fit_to_images
 from supcon_jax.validation import validate
 
 FILES = sorted(Path(__file__).parents[1].glob("configs/*.py"))
@@ -19,6 +20,7 @@ def test_every_file_and_recipe_is_valid_and_has_the_fields_of_base(file, recipe)
     config = configuration.load(f"{file}:{recipe}")
     if recipe in ("linear", "finetune"):
         config.model.weights = "encoder.npz"
+    fit_to_images(config)
     validate(config)
     assert config.is_locked
     assert set(configuration.flatten(config)) == set(configuration.flatten(configuration.base()))

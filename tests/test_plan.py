@@ -212,7 +212,7 @@ def test_a_folder_that_is_there_is_counted(tmp_path):
     for name in ("cat", "dog", "owl"):
         (tmp_path / "train" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / "0.png")
-    config = configuration.load("folder")
+    config = configuration.load("imagenette")
     assert len(plan.stand_in(config, 4).class_names) == 1000
     config.data.dir = str(tmp_path)
     source = plan.stand_in(config, 4)

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from supcon_jax import config as configuration
 from supcon_jax import stages
 from supcon_jax.data.sources import Source
+from supcon_jax.fitting import fit_to_images
 from supcon_jax.models.resnet import DEPTHS
 from supcon_jax.models.vit import SIZES
 from supcon_jax.state import from_variables
@@ -63,6 +64,7 @@ def variables_of(model, shape):
 def test_every_recipe_can_be_built_whole(file, recipe, mesh_of):
     """Model, optimizer and state in their published sizes, as shapes only."""
     config = configuration.load(f"{file}:{recipe}")
+    fit_to_images(config)
     config.model.weights = config.model.weights or "needed by :linear"
     validate(config)
     data = data_of(config)
@@ -85,6 +87,7 @@ def test_every_recipe_can_be_built_whole(file, recipe, mesh_of):
 def shrunk(file, recipe):
     """The same recipe on 32 images of two classes, thin and short."""
     config = configuration.load(f"{file}:{recipe}")
+    fit_to_images(config)
     config.model.weights = ""
     side = min(config.data.image_size, 32)
     config.data.update(image_size=side, load_size=side)

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # each may import from those before it
     {"losses"},
     {"models", "data", "optimizers", "momentum", "config", "metrics"},
-    {"objectives", "validation", "state", "parallel", "micro_batches", "programs"},
+    {"objectives", "validation", "fitting", "state", "parallel", "micro_batches", "programs"},
     {"steps", "checkpoints", "summary_writer", "interruption", "workdir"},
     {"logs", "evaluation"},
     {"report", "stages", "profiling", "command"},
@@ -67,6 +67,7 @@ def test_only_its_own_modules_import_a_library():
         "ml_collections": {
             "config.py",
             "evaluate.py",
+            "fitting.py",
             "validation.py",
             "plan.py",
             "stages.py",

@@ -8,7 +8,7 @@ Channel means and deviations are of the training images, on [0, 1] pixels:
 - SVHN: https://github.com/PatrickZH/DeepCore, deepcore/datasets/svhn.py.
 - STL-10, the labelled training images: https://github.com/loeweX/Greedy_InfoMax,
   GreedyInfoMax/vision/data/get_dataloader.py.
-- ImageNet, and folders: https://docs.pytorch.org/vision/stable/models.html.
+- ImageNet: https://docs.pytorch.org/vision/stable/models.html.
 - The others from the images: experiments/data_statistics.
 """
 
@@ -63,7 +63,6 @@ DATASETS: dict[str, dict[str, Any]] = {
     "imagenet": _fields(
         "tfds", "imagenet2012", 224, *IMAGENET, load_size=256, test_split="validation"
     ),
-    "folder": _fields("folder", "", 224, *IMAGENET, load_size=256),
 }
 
 COUNTS = {  # training images and classes, by the name in TFDS, where a plan needs no images
@@ -81,8 +80,8 @@ def dataset(name: str) -> dict[str, Any]:
     """The fields of `config.data` for a data set, all but the folder where it is.
 
     Args:
-      name: one of `DATASETS`. "digits" is inside scikit-learn; "tiny_imagenet32", "imagenette" and
-        "folder" are folders DIR/SPLIT/CLASS/IMAGE; the others are TFDS's.
+      name: one of `DATASETS`. "digits" is inside scikit-learn; "tiny_imagenet32" and
+        "imagenette" are folders DIR/SPLIT/CLASS/IMAGE; the others are TFDS's.
 
     Returns:
       source, name, train_split, test_split, load_size, image_size, channels, mean and std.

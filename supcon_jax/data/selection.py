@@ -7,6 +7,7 @@ images and labels.
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from supcon_jax.data.sources import Encoded, Loaded, Source, subset
 
@@ -149,6 +150,29 @@ def with_label_noise(source: Source, probability: float, seed: int = 0) -> Sourc
         labels=lambda: np.where(replaced, drawn, source.labels()),
         read=None if read is None else read_noisy,
     )
+
+
+def stratified_share(
+    labels: Int[np.ndarray, " images"], share: float, seed: int = 0
+) -> Bool[np.ndarray, " images"]:
+    """Which images are held out: evenly spaced ones, with the images in random order by class.
+
+    Args:
+      labels: `[images]` class ids.
+      share: of the images.
+      seed: of the order.
+
+    Raises:
+      ValueError: no image would be held out, or none left.
+    """
+    count, images = round(share * len(labels)), len(labels)
+    if not 0 < count < images:
+        raise ValueError(f"a share must leave images on both sides; got {share} of {images}")
+    order = np.random.RandomState(seed).permutation(images)
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    held = np.zeros(images, bool)
+    held[by_class[((np.arange(count) + 0.5) * images / count).astype(int)]] = True
+    return held
 
 
 def _labels_and_counts(source: Source) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from supcon_jax.data.selection import stratified_share
+
 PENALTIES = tuple(10.0**power for power in range(-7, 2))
 CONVERGED = 1e-3  # largest entry of a gradient that is left without a warning
 
@@ -241,31 +243,6 @@ def _spectrum(features: np.ndarray) -> _Spectrum:
 @jax.jit
 def _products(features: Array) -> Array:
     return jnp.matmul(features.T, features, precision="highest")
-
-
-def stratified_share(
-    labels: Int[np.ndarray, " images"], share: float, seed: int = 0
-) -> Bool[np.ndarray, " images"]:
-    """Which images are held out: evenly spaced ones, with the images in random order by class.
-
-    Args:
-      labels: `[images]` class ids.
-      share: of the images.
-      seed: of the order.
-
-    Raises:
-      ValueError: no image would be held out, or none left.
-    """
-    count, images = round(share * len(labels)), len(labels)
-    if not 0 < count < images:
-        raise ValueError(
-            f"holdout must leave images to train on and to choose with; got {share} of {images}"
-        )
-    order = np.random.RandomState(seed).permutation(images)
-    by_class = order[np.argsort(labels[order], kind="stable")]
-    held = np.zeros(images, bool)
-    held[by_class[((np.arange(count) + 0.5) * images / count).astype(int)]] = True
-    return held
 
 
 def _check(

@@ -48,7 +48,7 @@ def test_unknown_data_set_is_refused_with_those_there_are():
         dataset("cifar")
     assert str(caught.value) == (
         "unknown data set 'cifar'; there are digits, fashion_mnist, cifar10, cifar100, svhn, "
-        "stl10, tiny_imagenet32, imagenette, imagenet, folder"
+        "stl10, tiny_imagenet32, imagenette, imagenet"
     )
 
 

@@ -233,8 +233,8 @@ def test_the_usual_penalties_go_from_weak_to_strong():
         (dict(features=np.float32(np.full((1437, 2), np.nan))), "features must be finite"),
         (dict(penalties=(0.0, 1.0)), "penalties must be above 0"),
         (dict(penalties=()), "penalties must be above 0, at least one; got"),
-        (dict(holdout=0.0), "holdout must leave images to train on"),
-        (dict(holdout=1.0), "holdout must leave images to train on"),
+        (dict(holdout=0.0), "a share must leave images on both sides"),
+        (dict(holdout=1.0), "a share must leave images on both sides"),
     ],
 )
 def test_bad_input_is_told(unchecked, change, message):
