@@ -20,7 +20,7 @@ LAYERS = [  # each may import from those before it
     {"report", "stages", "profiling", "command"},
     {"plan", "trained"},
     {"train", "inference"},
-    {"embed", "doctor"},
+    {"embed", "doctor", "export"},
     {"predict", "search"},
     {"transfer"},
     {"suites"},

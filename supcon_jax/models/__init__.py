@@ -3,7 +3,11 @@
 from supcon_jax.models.build import make_encoder, make_head
 from supcon_jax.models.heads import Classifier, MarginClassifier, Model, Projection
 from supcon_jax.models.resnet import DEPTHS, ResNet
-from supcon_jax.models.torch_weights import encoder_from_torch, load_torch_encoder
+from supcon_jax.models.torch_weights import (
+    encoder_from_torch,
+    encoder_to_torch,
+    load_torch_encoder,
+)
 from supcon_jax.models.vit import ViT
 
 __all__ = [
@@ -15,6 +19,7 @@ __all__ = [
     "ResNet",
     "ViT",
     "encoder_from_torch",
+    "encoder_to_torch",
     "load_torch_encoder",
     "make_encoder",
     "make_head",

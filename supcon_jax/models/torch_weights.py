@@ -1,4 +1,4 @@
-"""Encoder weights from PyTorch files, by the parameter names of torchvision's residual networks."""
+"""Encoder weights from and to PyTorch, by the names of torchvision's residual networks."""
 
 import re
 from argparse import Namespace
@@ -113,6 +113,25 @@ def encoder_from_torch(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
     return jax.tree_util.tree_map_with_path(lambda path, _: _ours(arrays[_torch_name(path)]), tree)
 
 
+def encoder_to_torch(variables: Mapping[str, Any]) -> Arrays:
+    """A `ResNet`'s parameters and running statistics under torchvision's names.
+
+    The inverse of `encoder_from_torch`; torchvision's `ResNet` of the same shape takes the arrays,
+    but for `fc`, and gives the same features in inference mode.
+
+    Args:
+      variables: {"params": ..., "batch_stats": ...} of a `ResNet`.
+
+    Returns:
+      Name -> float32 NumPy array; kernels [out, in, height, width].
+    """
+    tree = {part: variables[part] for part in ("params", "batch_stats")}
+    return {
+        _torch_name(path): _theirs(np.asarray(leaf, np.float32))
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
 def _encoder_arrays(state_dict: Mapping[str, Any]) -> Arrays:
     """The encoder's arrays, by torchvision's names without a prefix."""
     entries = {str(name): value for name, value in state_dict.items()}
@@ -164,6 +183,10 @@ def _torch_layout(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _ours(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
+
+
+def _theirs(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array.transpose(3, 2, 0, 1)) if array.ndim == 4 else array
 
 
 def _check_same(arrays: Arrays, expected: Mapping[str, tuple[int, ...]], model: ResNet) -> None:

@@ -107,10 +107,10 @@ class ViT(nn.Module):
         x = nn.Conv(
             width, side, side, "VALID", dtype=self.dtype, kernel_init=TRUNCATED, name="embed"
         )(images)
-        x = x.reshape(len(x), -1, width)
+        x = x.reshape(x.shape[0], -1, width)
         if self.pool == "token":
             token = self.param("token", TRUNCATED, (1, 1, width)).astype(x.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, width)), x], axis=1)
+            x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, width)), x], axis=1)
         x = x + self._positions(x.shape[1], width).astype(x.dtype)
         make_block = nn.remat(Block) if self.remat else Block
         for block in range(depth):
