@@ -52,7 +52,7 @@ def all_claims() -> str:
             "",
             "The runs:",
             "",
-            "| experiment | scale | runs | seconds a run | hours | hardware | commit |",
+            "| experiment | scale | runs | seconds a run | minutes | hardware | commit |",
             "| --- | --- | ---: | ---: | ---: | --- | --- |",
             *runs,
             "",
@@ -86,7 +86,7 @@ def _runs(name: str, scale: str, record: dict[str, Any]) -> str:
     seconds = [x for x in record["training_seconds"] if x is not None]
     return (
         f"| [{name}]({name}) | {scale} | {len(record['training_seconds'])} "
-        f"| {statistics.median(seconds):.0f} | {sum(seconds) / 3600:.1f} "
+        f"| {statistics.median(seconds):.0f} | {sum(seconds) / 60:.0f} "
         f"| {_hardware(record)} | `{record['commit']}` |"
     )
 
@@ -105,7 +105,7 @@ def of_experiment(name: str) -> str:
         parts.append(
             f"`{record['command']}`, {_hardware(record)}, commit `{record['commit']}`: "
             f"{len(record['training_seconds'])} runs, {statistics.median(seconds):.0f} s of "
-            f"training each (median), {sum(seconds) / 3600:.1f} h in all; mean ± standard "
+            f"training each (median), {sum(seconds) / 60:.0f} minutes in all; mean ± standard "
             f"deviation of {record['seeds']} seeds.\n\n{table(record)}"
         )
         if (HERE / name / f"{scale}.png").exists():
