@@ -120,6 +120,7 @@ def test_the_card_says_what_the_weights_are_of(workdir, folder):
     assert card["class_names"] == [str(digit) for digit in range(10)]
 
 
+@pytest.mark.slow
 def test_a_vit_is_exported_too(tmp_path):
     config = small(stages=("cross_entropy",), model__name="vit", model__size="ti", model__patch=4)
     train.train_and_evaluate(config, tmp_path / "run", pictures=False)
