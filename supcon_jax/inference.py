@@ -19,6 +19,7 @@ from jaxtyping import Float, PyTree, UInt8
 from PIL import Image
 
 from supcon_jax.data.decode import DecodeError, fit, middle_square
+from supcon_jax.data.folders import images_in
 from supcon_jax.data.pipeline import prefetch
 from supcon_jax.losses import l2_normalize
 from supcon_jax.parallel import AXIS, make_mesh
@@ -185,19 +186,10 @@ def find_images(places: Sequence[str | Path]) -> list[Path]:
     for place in map(Path, places):
         if not place.exists():
             raise FileNotFoundError(f"{place}: there is no such file or folder")
-        found += _inside(place) if place.is_dir() else [place]
+        found += images_in(place) if place.is_dir() else [place]
     if not found:
         raise FileNotFoundError(f"no images in {', '.join(map(str, places))}")
     return found
-
-
-def _inside(folder: Path) -> list[Path]:
-    known = Image.registered_extensions()
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in known and file.is_file() and not file.name.startswith(".")
-    )
 
 
 def apply_to_files(

@@ -74,13 +74,16 @@ def look(directory: str, train_split: str = "", test_split: str = "") -> Found:
 
 
 def images_by_class(folder: Path) -> dict[str, list[Path]]:
-    """The files of each class folder, at any depth; hidden ones and other files are left out."""
-    known = Image.registered_extensions()
-    found = {}
-    for name in _folders(folder):
-        files = (file for file in (folder / name).rglob("*") if file.suffix.lower() in known)
-        found[name] = sorted(file for file in files if file.is_file() and file.name[0] != ".")
+    """The images of each class folder that has some."""
+    found = {name: images_in(folder / name) for name in _folders(folder)}
     return {name: files for name, files in found.items() if files}
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Files with an image's extension, at any depth, in order; hidden ones are left out."""
+    known = Image.registered_extensions()
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in known)
+    return sorted(file for file in files if file.is_file() and file.name[0] != ".")
 
 
 def duplicates(first: Path, second: Path) -> list[tuple[Path, Path]]:
