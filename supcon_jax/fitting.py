@@ -10,7 +10,6 @@ from supcon_jax.data.datasets import IMAGENET
 from supcon_jax.data.folders import Found, duplicates, look
 
 NOTHING = Found("train", "test", dict.fromkeys(map(str, range(1000)), 1281), 256, *IMAGENET)
-TEST_SHARE = 0.2
 STEPS = 3000  # of pre-training, about
 BATCH, LARGEST = 256, 1024
 
@@ -110,7 +109,7 @@ def _fit_stage(stage: ConfigDict, rate: float, images: int, classes: int) -> Ite
         yield f"learning_rate={stage.schedule.learning_rate:.4g}, in proportion to the batch"
 
 
-REFERENCE_RATES = {  # for a batch of 256
+REFERENCE_RATES = {  # for a batch of 256, those of configs/imagenette.py
     "supcon": 0.125,
     "simclr": 0.125,
     "linear": 1.0,
