@@ -41,4 +41,4 @@ types: $(VENV)/.made
 # The newest versions that fit, for every supported Python, in one file.
 lock:
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	  --no-emit-find-links --extra train --extra dev pyproject.toml --output-file requirements.lock
+	  --no-emit-find-links --extra train --extra dev --extra docs pyproject.toml --output-file requirements.lock
