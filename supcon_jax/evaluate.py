@@ -19,15 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from supcon_jax import command, parallel, report, transfer
+from supcon_jax import command, report, transfer
 from supcon_jax import config as configuration
 from supcon_jax.fitting import fit_to_images
-from supcon_jax.suites import SEVERITIES, SUITES, TRANSFER, Subject
+from supcon_jax.suites import SEVERITIES, SUITES, TRANSFER, open_subject
 from supcon_jax.train import write_json
-from supcon_jax.trained import Run, open_run, open_weights
+from supcon_jax.trained import open_run, open_weights
 from supcon_jax.workdir import claimed
 
 
@@ -71,8 +70,7 @@ def evaluate(
     if unknown := [name for name in suites if name not in SUITES]:
         raise ValueError(f"unknown suite {unknown[0]!r}{configuration.nearest(unknown[0], SUITES)}")
     run = open_run(workdir) if imported is None else open_weights(imported, workdir)
-    mesh = parallel.make_mesh()
-    subject = _subject(run, mesh, layer, normalised, data_dir)
+    subject = open_subject(run, layer, normalised, data_dir)
     if wanted := [name for name in suites if name in TRANSFER]:
         if on is None:
             raise ValueError(
@@ -98,15 +96,6 @@ def evaluate(
             of_features[suite] = earlier | found
             write_json(file, record | report.circumstances())
     return record
-
-
-def _subject(
-    run: Run, mesh: Mesh, layer: str, normalised: bool | None, data_dir: str | None
-) -> Subject:
-    if data_dir is not None:
-        run.config.data.dir = data_dir
-    run.stage_of(layer)  # or there is no such layer
-    return Subject(run, mesh, layer, run.normalises(layer) if normalised is None else normalised)
 
 
 def table(record: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from supcon_jax.evaluation.tsne import tsne
 from supcon_jax.logs import read_metrics
 
 MAP_POINTS = 2000  # most test images in the 2-D map
@@ -166,8 +167,6 @@ def draw_maps(workdirs: Sequence[Path], file: Path, titles: Sequence[str] | None
     """
     titles = titles or [f"{_name(w)}: k-NN {_results(w)['test']['knn']:.1%}" for w in workdirs]
     from matplotlib import pyplot as plt
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
 
     columns = len(workdirs)
     figure, axes = plt.subplots(
@@ -175,13 +174,7 @@ def draw_maps(workdirs: Sequence[Path], file: Path, titles: Sequence[str] | None
     )
     for axis, workdir, title in zip(axes[0], workdirs, titles, strict=True):
         saved = np.load(workdir / "embedding.npz")
-        lengths = np.linalg.norm(saved["features"], axis=1, keepdims=True)
-        unit = saved["features"] / np.where(lengths > 0, lengths, 1)
-        perplexity = min(30, (len(unit) - 1) / 3)
-        tsne = TSNE(random_state=0, init="pca", perplexity=perplexity)
-        with threadpool_limits(1):  # its threads wait by spinning, for minutes on a busy machine
-            apart = np.ptp(unit, axis=0).any()  # a dead encoder maps all images to one point
-            points = tsne.fit_transform(unit) if apart else np.zeros((len(unit), 2))
+        points = tsne(saved["features"])
         classes = np.unique(saved["labels"])
         colors = plt.get_cmap("tab10" if len(classes) <= 10 else "turbo", max(len(classes), 10))
         for place, label in enumerate(classes):

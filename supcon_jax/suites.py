@@ -33,6 +33,7 @@ from supcon_jax.evaluation.probe import Sweep, fit_probe, predict_logits, sweep_
 from supcon_jax.interruption import Interruptions
 from supcon_jax.logs import Logs, Progress, warn
 from supcon_jax.losses import l2_normalize
+from supcon_jax.parallel import make_mesh
 from supcon_jax.stages import (
     Data,
     build_stage,
@@ -162,6 +163,25 @@ class Subject:
     def classifier(self) -> str:
         """What `logits` come from."""
         return f"the stage {self.stage}'s" if self.classifies else "the fast probe"
+
+
+def open_subject(run: Run, layer: str, normalised: bool | None, data_dir: str | None) -> Subject:
+    """A layer of a run, on all devices.
+
+    Args:
+      run: the run.
+      layer: "encoder" or "projection".
+      normalised: bring features to length 1; None: as the run's heads get them.
+      data_dir: where the data set is now, if not where it was in training.
+
+    Raises:
+      ValueError: no such layer.
+    """
+    if data_dir is not None:
+        run.config.data.dir = data_dir
+    run.stage_of(layer)  # or there is no such layer
+    normalised = run.normalises(layer) if normalised is None else normalised
+    return Subject(run, make_mesh(), layer, normalised)
 
 
 def standard(subject: Subject, folder: Path) -> dict[str, Any]:

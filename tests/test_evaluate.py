@@ -95,7 +95,7 @@ def test_corrupted_images(finished, monkeypatch):
 
 def subject_of(workdir):
     run = trained.open_run(workdir)
-    return suites.Subject(run, evaluate.parallel.make_mesh(), "encoder", True)
+    return suites.open_subject(run, "encoder", True, None)
 
 
 def test_an_interrupted_suite_goes_on(copy, monkeypatch):
@@ -154,7 +154,7 @@ def test_imported_weights_are_evaluated_as_they_are(imported, tmp_path):
     )
     expected = encoder.apply(encoder_from_torch(arrays, encoder), pixels, train=False)
     run = trained.open_weights(config, tmp_path / "new")
-    subject = suites.Subject(run, evaluate.parallel.make_mesh(), "encoder", normalised=False)
+    subject = suites.open_subject(run, "encoder", False, None)
     np.testing.assert_array_equal(subject.test.labels, labels)
     np.testing.assert_allclose(subject.test.features, expected, rtol=1e-4, atol=1e-5)
     assert not any(path.name == "checkpoints" for path in (tmp_path / "new").iterdir())
@@ -202,7 +202,7 @@ def published(tmp_path, monkeypatch):
     config = configuration.load("digits:linear")
     config.data.update(source="tfds", name="cifar10", dir=str(tmp_path), test_split="test")
     run = trained.Run(tmp_path, config, (), {}, "")
-    return suites.Subject(run, evaluate.parallel.make_mesh(), "encoder", normalised=False)
+    return suites.open_subject(run, "encoder", False, None)
 
 
 def test_published_corruptions_are_used(published):

@@ -12,7 +12,7 @@ from conftest import ROOT
 from PIL import Image
 from short_runs import small
 
-from supcon_jax import embed, evaluate, inference, predict, search, train
+from supcon_jax import embed, inference, predict, search, suites, train, trained
 from supcon_jax.data.sources import open_source
 
 
@@ -49,8 +49,7 @@ def subject(workdir):
     """What the evaluation sees, by another way through the code."""
 
     def of(layer, normalised):
-        run, mesh = evaluate.open_run(workdir), evaluate.parallel.make_mesh()
-        return evaluate.Subject(run, mesh, layer, normalised)
+        return suites.open_subject(trained.open_run(workdir), layer, normalised, None)
 
     return of
 

@@ -24,7 +24,7 @@ LAYERS = [  # each may import from those before it
     {"predict", "search"},
     {"transfer"},
     {"suites"},
-    {"evaluate"},
+    {"evaluate", "explore"},
 ]
 
 

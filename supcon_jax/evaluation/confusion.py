@@ -82,7 +82,7 @@ def most_confused(matrix: Int[np.ndarray, "classes classes"], count: int) -> lis
     Returns:
       The pairs; equal shares in the order of the classes.
     """
-    shares = _shares(matrix)
+    shares = row_shares(matrix)
     np.fill_diagonal(shares, 0)
     places = np.argsort(-shares, axis=None, kind="stable")[:count]
     pairs = [divmod(int(place), len(matrix)) for place in places]
@@ -128,7 +128,7 @@ def draw_confusion(
         layout="constrained",
         squeeze=False,
     )
-    shares, axis = _shares(matrix), axes[0, 0]
+    shares, axis = row_shares(matrix), axes[0, 0]
     norm = PowerNorm(1 if numbered else 0.5, vmin=0, vmax=1)
     image = axis.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
     figure.colorbar(image, ax=axis, shrink=0.6, label="share of the row's images")
@@ -144,7 +144,10 @@ def draw_confusion(
     return path
 
 
-def _shares(matrix: np.ndarray) -> np.ndarray:
+def row_shares(
+    matrix: Int[np.ndarray, "classes classes"],
+) -> Float[np.ndarray, "classes classes"]:
+    """A confusion matrix with each row divided by its sum; rows without images stay 0."""
     return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
 
 

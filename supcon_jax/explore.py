@@ -1,0 +1,88 @@
+"""One page to look through what a finished run makes of its test images.
+
+    python -m supcon_jax.explore --workdir D
+
+Writes D/explore.html: the 2-D map of the test embeddings with thumbnails, the nearest neighbours of
+an image, the confusion matrix, the hardest images. It opens without a server or a network.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from supcon_jax import command
+from supcon_jax.evaluation.page import HARDEST, Predicted, Shown, page, thumbnail
+from supcon_jax.evaluation.tsne import tsne
+from supcon_jax.suites import Subject, open_subject
+from supcon_jax.trained import open_run
+from supcon_jax.workdir import write_whole
+
+IMAGES = 2000
+
+
+def explore(subject: Subject, images: int = IMAGES) -> str:
+    """The page of a run.
+
+    Args:
+      subject: of `suites.open_subject`.
+      images: test images on the map, drawn with a fixed seed; all where there are not so many.
+
+    Returns:
+      HTML that loads nothing from elsewhere.
+
+    Raises:
+      FileNotFoundError: the data set is not there.
+      ValueError: fewer than 2 images wanted, other classes than in training, damaged files.
+    """
+    if images < 2:
+        raise ValueError(f"a map needs at least 2 images; --images={images} was asked for")
+    test = subject.test
+    chosen = np.sort(np.random.RandomState(0).permutation(len(test.labels))[:images])
+    probabilities = np.asarray(jax.nn.softmax(subject.logits(test)))
+    predicted = Predicted(test.labels, probabilities, subject.class_names)
+    features = test.features[chosen]
+    shown = Shown(chosen, tsne(features), _thumbnails(subject, chosen), features)
+    facts = (
+        f"{len(chosen):,} of {len(test.labels):,} test images of {subject.data.test.name}. "
+        f"Features: {subject.name}. Classifier: {subject.classifier}. "
+        f"Configuration {subject.run.config_hash}."
+    )
+    hardest = _thumbnails(subject, predicted.hardest(HARDEST))
+    return page(subject.run.workdir.resolve().name, facts, predicted, shown, hardest)
+
+
+def _thumbnails(subject: Subject, places: np.ndarray) -> list[str]:
+    """Of test images, read a hundred at a time."""
+    parts = np.array_split(places, -(-len(places) // 100))
+    return [thumbnail(image) for part in parts for image in subject.data.test.load(part)[0]]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m supcon_jax.explore",
+        description="A page to look through a run's test images.",
+    )
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument("--out", type=Path, help="an .html file (explore.html in the workdir)")
+    parser.add_argument("--images", type=int, default=IMAGES, help="test images on the map")
+    parser.add_argument("--features", default="encoder", help="encoder, or projection")
+    parser.add_argument("--data_dir", help="where the data set is now")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(arguments)
+    command.quieten()
+    command.keep_compiled_programs()
+    out = options.out or Path(options.workdir, "explore.html")
+    with command.errors_in_one_line(options.debug):
+        subject = open_subject(open_run(options.workdir), options.features, None, options.data_dir)
+        text = explore(subject, options.images)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, text)
+    print(f"{out}: {len(text) / 1e6:.1f} MB, opens in any browser")
+
+
+if __name__ == "__main__":
+    main()
