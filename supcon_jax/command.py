@@ -1,7 +1,9 @@
-"""What the commands share: errors in one line, and compiled programs that are kept on disk."""
+"""What the commands share: their help, errors in one line, compiled programs kept on disk."""
 
+import argparse
 import os
 import platform
+import signal
 import sys
 import zlib
 from collections.abc import Iterator
@@ -23,11 +25,46 @@ TOO_LARGE = (
 EXPECTED = (ValueError, OSError, FloatingPointError)
 
 
+def parser(name: str, description: str, usage: str) -> argparse.ArgumentParser:
+    """Of a command, with --debug; its help fits a screen.
+
+    Args:
+      name: module of the package.
+      description: one sentence.
+      usage: the arguments that people need.
+
+    Returns:
+      The parser, to which the arguments are added.
+    """
+    made = argparse.ArgumentParser(
+        prog=f"python -m supcon_jax.{name}",
+        description=description,
+        usage=f"%(prog)s {usage}",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
+    )
+    made.add_argument("--debug", action="store_true", help="show logs and tracebacks")
+    return made
+
+
+@contextmanager
+def running(debug: bool) -> Iterator[None]:
+    """Around what a command does: quiet libraries, kept programs, errors in one line."""
+    if not debug:
+        quieten()
+    keep_compiled_programs()
+    with errors_in_one_line(debug):
+        yield
+
+
 @contextmanager
 def errors_in_one_line(debug: bool) -> Iterator[None]:
     """End the process with one line for what users can mend; its traceback only to debug."""
     try:
         yield
+        sys.stdout.flush()  # of a pipe whose reader has gone, here and not at the end
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except EXPECTED as error:
         fail(error, debug)
     except jax.errors.JaxRuntimeError as error:

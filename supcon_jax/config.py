@@ -248,10 +248,9 @@ def load(name: str) -> ConfigDict:
       ValueError: unknown recipe.
     """
     file, _, recipe = name.partition(":")
-    shipped = {path.stem: path for path in sorted(_shipped_folder().glob("*.py"))}
-    path = Path(file) if file.endswith(".py") else shipped.get(file)
+    path = Path(file) if file.endswith(".py") else shipped().get(file)
     if path is None or not path.is_file():
-        raise FileNotFoundError(f"no configuration {file!r}{nearest(Path(file).stem, shipped)}")
+        raise FileNotFoundError(f"no configuration {file!r}{nearest(Path(file).stem, shipped())}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -259,11 +258,12 @@ def load(name: str) -> ConfigDict:
     return module.get_config(recipe or "supcon")
 
 
-def _shipped_folder() -> Path:
-    """`configs` is inside the package where that is installed, beside it in a checkout."""
+def shipped() -> dict[str, Path]:
+    """Recipe files by name: in the package where that is installed, beside it in a checkout."""
     here = Path(__file__).parent
     inside = here / "configs"
-    return inside if inside.is_dir() else here.parent / "configs"
+    folder = inside if inside.is_dir() else here.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.py"))}
 
 
 def check_names(config: ConfigDict, arguments: Iterable[str]) -> None:

@@ -5,11 +5,13 @@
 Needs the core installation only. The exit status is 1 where a device computes a wrong loss.
 """
 
+import argparse
 import importlib.metadata
 import platform
 import re
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -83,8 +85,12 @@ def check(device: jax.Device) -> tuple[float, float]:
     return float(max(errors)), time.perf_counter() - start
 
 
-def main() -> None:
-    """The command."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; it needs no more than the losses do."""
+    argparse.ArgumentParser(
+        prog="python -m supcon_jax.doctor",
+        description="Versions, devices, what is missing, and a test of the loss on every device.",
+    ).parse_args(arguments)
     found = versions()
     for name, version in found:
         print(f"{name:24} {version}")

@@ -165,8 +165,8 @@ def _read_parquet(file: Path) -> tuple[list[str], np.ndarray, str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m supcon_jax.embed", description="Features of images."
+    parser = command.parser(
+        "embed", "Features of images.", "--workdir D --images PATH ... --out FILE"
     )
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--images", required=True, nargs="+", help="files and folders of images")
@@ -178,11 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="features at length 1 (default: as the run's heads get them)",
     )
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
-    command.quieten()
-    command.keep_compiled_programs()
-    with command.errors_in_one_line(options.debug):
+    with command.running(options.debug):
         check_suffix(options.out)
         features, failed = embed_images(
             options.workdir,

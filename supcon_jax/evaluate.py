@@ -170,13 +170,13 @@ ROWS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
 def _add_transfer(group: Any) -> None:
     protocol = transfer.PROTOCOL
     group.add_argument("--on", help="data set: tfds:NAME, folder:PATH or digits")
-    group.add_argument("--splits", nargs="+", default=(), help="train, (validation,) and test")
+    group.add_argument("--splits", nargs="+", default=(), metavar="S", help="train, test")
     group.add_argument("--metric", help=", ".join(transfer.METRICS))
     group.add_argument("--steps", type=int, default=protocol.steps, help="of fine-tuning")
-    group.add_argument("--batch_size", type=int, default=protocol.batch_size)
+    group.add_argument("--batch_size", type=int, default=protocol.batch_size, help="of that")
     for name in ("learning_rates", "weight_decays"):
-        values = getattr(protocol, name)
-        group.add_argument(f"--{name}", type=float, nargs="+", default=values, help="to try")
+        options: dict[str, Any] = {"nargs": "+", "metavar": "X", "help": "to try"}
+        group.add_argument(f"--{name}", type=float, default=getattr(protocol, name), **options)
 
 
 def _imported(options: argparse.Namespace) -> ConfigDict | None:
@@ -193,26 +193,24 @@ def _imported(options: argparse.Namespace) -> ConfigDict | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m supcon_jax.evaluate", description="Evaluate a finished run."
+    parser = command.parser(
+        "evaluate", "Evaluate a finished run.", "--workdir D [--suite NAME ...] [options]"
     )
     parser.add_argument("--workdir", required=True, help="folder of the run, or for the results")
-    parser.add_argument("--suite", nargs="+", default=["standard"], help=", ".join(SUITES))
+    names = ", ".join(name for name in SUITES if name not in TRANSFER)
+    parser.add_argument("--suite", nargs="+", default=["standard"], metavar="S", help=names)
     parser.add_argument("--features", default="encoder", help="encoder, or projection")
     parser.add_argument(
         "--normalize",
         action=argparse.BooleanOptionalAction,
-        help="features at length 1 (default: as the run's heads get them)",
+        help="features at length 1 (default: the run's)",
     )
     parser.add_argument("--data_dir", help="where the data set is now")
-    parser.add_argument("--weights", help="an encoder to import (.pth, .npz, .safetensors)")
-    parser.add_argument("--config", help="recipe with its architecture and data: NAME or FILE.py")
-    _add_transfer(parser.add_argument_group("transfer"))
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--weights", help="encoder to import (.pth, .npz, .safetensors)")
+    parser.add_argument("--config", help="recipe of --weights: NAME or FILE.py")
+    _add_transfer(parser.add_argument_group(", ".join(TRANSFER)))
     options = parser.parse_args(arguments)
-    command.quieten()
-    command.keep_compiled_programs()
-    with command.errors_in_one_line(options.debug):
+    with command.running(options.debug):
         record = evaluate(
             options.workdir,
             options.suite,

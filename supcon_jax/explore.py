@@ -6,7 +6,6 @@ Writes D/explore.html: the 2-D map of the test embeddings with thumbnails, the n
 an image, the confusion matrix, the hardest images. It opens without a server or a network.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,21 +61,17 @@ def _thumbnails(subject: Subject, places: np.ndarray) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m supcon_jax.explore",
-        description="A page to look through a run's test images.",
+    parser = command.parser(
+        "explore", "A page to look through a run's test images.", "--workdir D [options]"
     )
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--out", type=Path, help="an .html file (explore.html in the workdir)")
     parser.add_argument("--images", type=int, default=IMAGES, help="test images on the map")
     parser.add_argument("--features", default="encoder", help="encoder, or projection")
     parser.add_argument("--data_dir", help="where the data set is now")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
-    command.quieten()
-    command.keep_compiled_programs()
     out = options.out or Path(options.workdir, "explore.html")
-    with command.errors_in_one_line(options.debug):
+    with command.running(options.debug):
         subject = open_subject(open_run(options.workdir), options.features, None, options.data_dir)
         text = explore(subject, options.images)
         out.parent.mkdir(parents=True, exist_ok=True)

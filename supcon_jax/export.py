@@ -7,7 +7,6 @@ FOLDER gets `encoder.safetensors` (a ResNet's by torchvision's names), `projecti
 metrics) and `features.stablehlo`: images to features, to be called by `jax.export` alone.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -130,16 +129,11 @@ def stablehlo(run: Run) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m supcon_jax.export", description="A finished run as files."
-    )
+    parser = command.parser("export", "A finished run as files.", "--workdir D --out FOLDER")
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--out", required=True, help="folder of the files")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
-    command.quieten()
-    command.keep_compiled_programs()
-    with command.errors_in_one_line(options.debug):
+    with command.running(options.debug):
         for file in export_run(options.workdir, options.out):
             print(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
 

@@ -7,7 +7,6 @@ A line for each image, in order. Images that cannot be decoded are named and lef
 status is then 1.
 """
 
-import argparse
 import csv
 import io
 import json
@@ -76,19 +75,16 @@ FORMATS: dict[str, Callable[[Sequence[Prediction]], str]] = {"csv": as_csv, "jso
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m supcon_jax.predict", description="Class and probability of images."
+    parser = command.parser(
+        "predict", "Class and probability of images.", "--workdir D --images PATH ... [options]"
     )
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--images", required=True, nargs="+", help="files and folders of images")
     parser.add_argument("--format", choices=tuple(FORMATS), default="csv")
     parser.add_argument("--out", type=Path, help="a file (standard output)")
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
-    command.quieten()
-    command.keep_compiled_programs()
-    with command.errors_in_one_line(options.debug):
+    with command.running(options.debug):
         found, failed = predict_images(
             options.workdir, options.images, batch_size=options.batch_size
         )

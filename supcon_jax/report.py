@@ -3,13 +3,11 @@
 python -m supcon_jax.report runs/digits-supcon runs/digits-cross_entropy --out runs/demo
 """
 
-import argparse
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from supcon_jax import command
 from supcon_jax.evaluation.tsne import tsne
 from supcon_jax.logs import read_metrics
 
@@ -188,22 +187,17 @@ def draw_maps(workdirs: Sequence[Path], file: Path, titles: Sequence[str] | None
     return file
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Tables and pictures of finished runs.")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    description = "Tables and pictures of finished runs."
+    parser = command.parser("report", description, "RUN [RUN ...] --out FOLDER")
     parser.add_argument("workdirs", nargs="+", type=Path, help="folders of finished runs")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     options = parser.parse_args(arguments)
-    try:
-        text = table(options.workdirs)
-        files = draw(options.workdirs, options.out)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(text)
-    print("pictures:", ", ".join(map(str, files)))
-    return 0
+    with command.running(options.debug):
+        print(table(options.workdirs))
+        print("pictures:", ", ".join(map(str, draw(options.workdirs, options.out))))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,7 +6,6 @@
 Prints the cosine and the path of each, nearest first.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,18 +57,15 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m supcon_jax.search", description="The images nearest to a given one."
+    parser = command.parser(
+        "search", "The images nearest to a given one.", "--query IMAGE --index FILE [--count N]"
     )
     parser.add_argument("--query", required=True, help="an image")
     parser.add_argument("--index", required=True, help="a file of supcon_jax.embed")
     parser.add_argument("--workdir", help="folder of the run (where it was for the index)")
     parser.add_argument("--count", type=int, default=10, help="images shown")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
-    command.quieten()
-    command.keep_compiled_programs()
-    with command.errors_in_one_line(options.debug):
+    with command.running(options.debug):
         index = read_features(options.index)
         found = nearest(options.query, index, count=options.count, workdir=options.workdir)
     for cosine, path in found:

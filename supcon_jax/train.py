@@ -1,13 +1,27 @@
 """Train and evaluate a recipe.
 
-    python -m supcon_jax.train --config configs/digits.py
-    python -m supcon_jax.train --config configs/cifar10.py:cross_entropy --workdir runs/ce
-    python -m supcon_jax.train --config digits --config.supcon.epochs=20
+  python -m supcon_jax.train --config digits          # a minute, no download
+  python -m supcon_jax.train --config folder --config.data.dir=PATH   # yours
+  python -m supcon_jax.train --config digits:cross_entropy --config.seed=1
 
-A run that was stopped goes on from its last checkpoint when started again with the same command.
+Started again with the same command, a run goes on from its last checkpoint.
+
+  --config NAME|FILE.py[:RECIPE]  what to train; supcon, if no RECIPE is named
+  --config.FIELD=VALUE            any field of it, see docs/configuration.md
+  --workdir DIR                   folder of the run (runs/NAME-RECIPE)
+  --allow_config_change           go on in a workdir of another configuration
+  --plan                          print what is needed and sent; train nothing
+  --memory_gb GB                  plan, and find the largest batch that fits
+  --topology v5e:16x16            plan for a TPU slice
+  --profile                       write a trace of ten steps of each stage
+  --distributed                   one of several processes (SLURM, TPU pod ...)
+  --coordinator HOST:PORT --num_processes N --process_id K      that, by hand
+  --debug                         show logs and the traceback of an error
 """
 
 import json
+import sys
+import textwrap
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -274,14 +288,12 @@ MISTYPED = (*command.EXPECTED, TypeError, KeyError, AttributeError, flags.Error)
 
 def parse(argv: list[str]) -> list[str]:
     """Absl's flags parser, with every field of the named configuration as a flag."""
+    if {"-h", "-help", "--help"} & set(argv[1:]):
+        print(help_text())
+        sys.exit()
     name, rest = _take_config(argv)
     if name is None:
-        flags.DEFINE_string("config", None, "Recipe file, or the name of a shipped one; [:RECIPE].")
-        if any(argument.lstrip("-").startswith("help") for argument in argv[1:]):
-            return flags.FLAGS(rest)
-        command.fail(
-            ValueError("no --config, such as --config configs/digits.py; --help tells more")
-        )
+        command.fail(ValueError("no --config, such as --config digits; --help tells more"))
     try:
         config = configuration.load(name)
         configuration.check_names(config, rest)
@@ -295,6 +307,16 @@ def parse(argv: list[str]) -> list[str]:
         file, _, recipe = name.partition(":")
         flags.FLAGS["workdir"].value = f"runs/{Path(file).stem}-{recipe or 'supcon'}"
     return remaining
+
+
+def help_text() -> str:
+    """What --help prints: the head of this file, and what --config takes."""
+    known = (("NAME: ", configuration.shipped()), ("RECIPE: ", configuration.RECIPES))
+    lists = [
+        textwrap.fill(", ".join(names), 78, initial_indent=start, subsequent_indent="  ")
+        for start, names in known
+    ]
+    return "\n".join([(__doc__ or "").rstrip(), *lists])
 
 
 def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -312,11 +334,8 @@ def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
 def main(argv: list[str]) -> None:
     """The command: a table at the end, or one line that says what is wrong."""
     del argv
-    if not flags.FLAGS["verbosity"].present:
-        command.quieten()
-    command.keep_compiled_programs()
     workdir = Path(flags.FLAGS.workdir)
-    with command.errors_in_one_line(_DEBUG.value):
+    with command.running(_DEBUG.value):
         if _PLAN.value or _TOPOLOGY.value or _MEMORY.value:  # each asks for a plan
             print(plan.report(flags.FLAGS.config, _TOPOLOGY.value, _MEMORY.value))
             return

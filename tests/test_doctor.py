@@ -24,7 +24,7 @@ def test_its_reference_is_that_of_the_tests():
 
 
 def test_it_names_versions_and_devices(capsys):
-    doctor.main()
+    doctor.main([])
     said = capsys.readouterr().out
     for name in ("python", "supcon_jax", "jax", "flax", "optax", "orbax-checkpoint"):
         assert f"\n{name} " in f"\n{said}"
@@ -34,7 +34,7 @@ def test_it_names_versions_and_devices(capsys):
 
 def test_what_is_missing_is_said(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_required", lambda extra: ["flax", "not-there"])
-    doctor.main()
+    doctor.main([])
     said = capsys.readouterr().out
     assert "not-there                missing" in said
     assert 'pip install "supcon-jax[train]"' in said
@@ -45,6 +45,6 @@ def test_a_wrong_loss_or_gradient_is_noticed(monkeypatch, capsys, wrong):
     right = doctor.supcon_loss
     monkeypatch.setattr(doctor, "supcon_loss", lambda *a, **k: wrong(right(*a, **k)))
     with pytest.raises(SystemExit) as stopped:
-        doctor.main()
+        doctor.main([])
     assert stopped.value.code == 1
     assert "WRONG" in capsys.readouterr().out

@@ -307,7 +307,7 @@ def command(*arguments, env=None):
         (["--config=digits", "--process_id=0"], "error: cannot start the processes of the run: "
          "coordinator_address should be defined. Outside of SLURM"),
         (["--config=digts"], "did you mean 'digits'?"),
-        ([], "error: no --config, such as --config configs/digits.py"),
+        ([], "error: no --config, such as --config digits; --help tells more"),
     ],
 )  # fmt: skip
 def test_command_says_what_is_wrong_in_one_line(arguments, message, tmp_path):
