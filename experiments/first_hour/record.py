@@ -1,0 +1,174 @@
+"""Walk through the first hour and write it down: every command with its output and time.
+
+    python experiments/first_hour/record.py --photos imagenette160 --out docs/first_hour.md
+
+Clones this repository into a temporary folder and types there what a new user types, with the
+commands of that clone's own environment. PHOTOS is a folder PHOTOS/{train,val}/CLASS/IMAGE.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+SHOWN = 24  # lines of a long output
+CHURCH = "n03028079"  # as WordNet names it
+
+
+class Step(NamedTuple):
+    """A command, and the words before it."""
+
+    text: str
+    command: str
+
+
+CLONE = "git clone https://github.com/supcon-jax/supcon_jax && cd supcon_jax"
+TRAIN = """python -m supcon_jax.train --config folder --config.data.dir=photos \\
+  --workdir runs/photos --config.data.load_size=72 --config.data.image_size=64 \\
+  --config.model.stem=imagenet --config.model.width=0.25 \\
+  --config.supcon.epochs=20 --config.linear.epochs=20"""
+STEPS = (
+    Step(
+        "## Clone, and the first run\n\n`make demo` makes an environment in `.venv`, trains on "
+        "1,797 handwritten digits and draws two pictures ([what they show](first_run.md)).",
+        "make demo",
+    ),
+    Step(
+        "`doctor` says whether everything is there, and tests the loss on every device. From here "
+        "on `.venv/bin` is in the `PATH`: `source .venv/bin/activate`.",
+        "python -m supcon_jax.doctor",
+    ),
+    Step(
+        "## Your own photographs\n\nHere `photos` is a part of Imagenette: 300 photographs for "
+        "training and 120 for the test of each of ten classes, the folders named by WordNet. "
+        "Everything can be left to `--config folder`; on two CPU cores smaller images, a narrower "
+        "network and fewer epochs make it a matter of minutes.",
+        TRAIN,
+    ),
+    Step(
+        "## What it has learnt",
+        "python -m supcon_jax.evaluate --workdir runs/photos",
+    ),
+    Step(
+        "## One page to look through\n\n`runs/photos/explore.html` opens in any browser, without "
+        "a server: point at an image, click it for its neighbours, click a cell of the matrix for "
+        "its images.",
+        "python -m supcon_jax.explore --workdir runs/photos",
+    ),
+    Step(
+        "![The page: map, neighbours, confusion matrix, hardest images](explore.png)\n\n"
+        "## Features, search, classes\n\nA file of features is also an index to search in.",
+        "python -m supcon_jax.embed --workdir runs/photos --images photos/val --out photos.npz",
+    ),
+    Step("", "python -m supcon_jax.search --query photos/val/QUERY --index photos.npz --count 5"),
+    Step(
+        "",
+        "python -m supcon_jax.predict --workdir runs/photos --images photos/val/CLASS "
+        "--out church.csv\nhead -n 5 church.csv",
+    ),
+    Step(
+        "A file that is no image is named and left out, and the exit status is 1.",
+        "echo 'not an image' > broken.jpg\n"
+        "python -m supcon_jax.predict --workdir runs/photos --images broken.jpg photos/val/QUERY",
+    ),
+    Step(
+        "## To PyTorch, and anywhere else",
+        "python -m supcon_jax.export --workdir runs/photos --out exported",
+    ),
+    Step(
+        "The encoder in PyTorch, without this package ([the script]"
+        "(../experiments/first_hour/in_pytorch.py)):",
+        "python experiments/first_hour/in_pytorch.py exported photos.npz",
+    ),
+    Step(
+        "`features.stablehlo` has the weights inside and needs jax alone:",
+        'python -c "\n'
+        "import numpy as np\n"
+        "from jax import export\n"
+        "encode = export.deserialize(bytearray(open('exported/features.stablehlo', 'rb').read()))\n"
+        "print(encode.call(np.zeros((5, 64, 64, 3), np.float32)).shape)\n"
+        '"',
+    ),
+    Step(
+        "## When something is wrong",
+        "python -m supcon_jax.train --config folder --config.data.dir=photoz\n"
+        "python -m supcon_jax.train --config digits --config.supcon.epoch=3\n"
+        "python -m supcon_jax.embed --workdir runs/photoz --images photos/val --out photos.npz",
+    ),
+)
+HEAD = f"""# The first hour
+
+From nothing to features of your own photographs in PyTorch, as recorded by
+[record.py](../experiments/first_hour/record.py): every command with its real output and time, on
+two CPU cores. Long outputs are shortened (`...`). Nothing else is needed.
+
+```bash
+{CLONE}
+```
+"""
+
+
+def shortened(output: str) -> str:
+    """The output as a log file has it, lines in the middle left out where there are many."""
+    lines = [line.rstrip()[:110] for line in output.splitlines() if line.strip()]
+    if len(lines) > SHOWN:
+        lines = [*lines[: SHOWN // 2], "...", *lines[-SHOWN // 2 :]]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write down the first hour.")
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "first_hour.md")
+    parser.add_argument("--keep", type=Path, help="folder to copy explore.html to")
+    options = parser.parse_args()
+    query = f"{CHURCH}/{min(os.listdir(options.photos / 'val' / CHURCH))}"
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch, "supcon_jax")
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(place)], check=True)
+        (place / "photos").symlink_to(options.photos.resolve())
+        commit = ["git", "-C", str(place), "rev-parse", "--short=12", "HEAD"]
+        head = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
+        environment = {**os.environ, "XDG_CACHE_HOME": str(Path(scratch, "cache"))}
+        environment["PATH"] = f"{place}/.venv/bin:{environment['PATH']}"
+        environment.pop("PYTHONPATH", None)
+        text = [HEAD]
+        for step in STEPS:
+            command = step.command.replace("QUERY", query).replace("CLASS", CHURCH)
+            print(command, flush=True)
+            start = time.monotonic()
+            done = subprocess.run(
+                ["bash", "-c", command],
+                cwd=place,
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+            seconds = time.monotonic() - start
+            said = re.sub(rf"{re.escape(scratch)}/supcon_jax/?", "", done.stdout)
+            took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+            text += [
+                step.text,
+                f"```bash\n{command}\n```",
+                f"({took})",
+                f"```\n{shortened(said)}\n```",
+            ]
+            print(shortened(said), took, sep="\n", flush=True)
+        if options.keep:
+            shutil.copy(place / "runs/photos/explore.html", options.keep)
+    text.append(f"Recorded at commit {head}, Python {sys.version.split()[0]}, 2 CPU cores.")
+    options.out.write_text("\n\n".join(part for part in text if part) + "\n")
+
+
+if __name__ == "__main__":
+    main()
