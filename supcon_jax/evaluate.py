@@ -103,7 +103,8 @@ def table(record: dict[str, Any]) -> str:
     lines = []
     for features, suites in record["suites"].items():
         for suite, found in suites.items():
-            lines += [f"{features}: {suite}", *(f"  {line}" for line in ROWS[suite](found)), ""]
+            rows = ROWS.get(suite, _plain_rows)(found)
+            lines += [f"{features}: {suite}", *(f"  {line}" for line in rows), ""]
     return "\n".join(lines).rstrip()
 
 
@@ -155,6 +156,12 @@ def _transfer_rows(found: dict[str, Any]) -> list[str]:
         scores = f"{one['validation']:12.2%}{one['test']:9.2%}"
         rows.append(f"{shown:19}{metric:>15}{scores}  {chosen}")
     return rows
+
+
+def _plain_rows(found: dict[str, Any]) -> list[str]:
+    """The numbers of a suite that was added."""
+    numbers = {k: v for k, v in configuration.flatten(found).items() if isinstance(v, int | float)}
+    return [f"{name[:40]:40}  {value:.6g}" for name, value in numbers.items()]
 
 
 ROWS: dict[str, Callable[[dict[str, Any]], list[str]]] = {

@@ -32,17 +32,19 @@ def contrastive_metrics(
 ) -> tuple[PerExample, Metrics]:
     """Weights of the samples, 0 where there is no positive, and the metrics with theirs.
 
-    The metrics are `collapsed` (the loss of a collapsed encoder), `floor`, `excess` over it,
-    `contrastive_accuracy` (in the batch; not for a ring, which has no global features), with labels
-    `lonely` (share of samples without a positive from another one), with a queue `queue_filled`.
-    The arguments are those of `objectives.contrastive`.
+    The metrics are `collapsed` (the loss of a collapsed encoder), `floor`, `excess` over it (not of
+    a loss that was added, for which they are not known), `contrastive_accuracy` (in the batch; not
+    for a ring, which has no global features), with labels `lonely` (share of samples without a
+    positive from another one), with a queue `queue_filled`. The arguments are those of
+    `objectives.contrastive`.
     """
     count = partial(losses.num_positives, outputs, labels, queue=queue, axis_name=axis_name)
     positives, same = count(positives_cap=positives_cap), count()
     weights = (positives > 0).astype(values.dtype)
+    metrics: dict[str, PerExample] = {}
     if loss == "triplet":  # a hinge: 0 at best, and its margin where all distances are 0
         metrics = {"collapsed": jnp.full_like(values, 2 * temperature), "excess": values}
-    else:
+    elif loss in ("supcon", "supcon_in"):
         devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
         others = devices * outputs.shape[0] * outputs.shape[1] - 1 - (same - positives)
         others = others if queue is None else others + queue[2].sum()

@@ -6,7 +6,7 @@ metric by its own weights.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def contrastive(
     batch: Mapping[str, Array],
     aux: Any,
     *,
-    loss: Literal["supcon", "supcon_in", "triplet"] = "supcon",
+    loss: str = "supcon",
     use_labels: bool = True,
     temperature: float = 0.1,
     contrast_mode: ContrastMode = "all",
@@ -41,7 +41,7 @@ def contrastive(
       outputs: `[b, v, k]`, normalised.
       batch: with "label" `[b]`.
       aux: its "queue", where there is one, is contrasted with too, see `momentum`.
-      loss: "supcon", "supcon_in", or "triplet", of which `temperature` is half the margin.
+      loss: name in `LOSSES`; of "triplet", `temperature` is half the margin.
       use_labels: False drops the labels (SimCLR).
       temperature: see `losses.supcon_loss`.
       contrast_mode: see there.

@@ -167,10 +167,11 @@ def build_model(config: ConfigDict, name: str, classes: int) -> Model:
         "axis_name": parallel.AXIS if batch_norm == "global" else None,
     }
     encoder = make_encoder(**options, **shared)
-    if config.data.image_size < encoder.stride:
+    stride = getattr(encoder, "stride", 1)  # of an encoder that takes any image, nothing is said
+    if config.data.image_size < stride:
         raise ValueError(
             f"config.data.image_size={config.data.image_size} is too small for this encoder, which "
-            f"needs {encoder.stride} pixels; use larger images, --config.model.stem=cifar (8 "
+            f"needs {stride} pixels; use larger images, --config.model.stem=cifar (8 "
             "pixels) or a smaller --config.model.patch"
         )
     stage, keep = config[name], config.model.batch_norm_momentum

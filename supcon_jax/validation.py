@@ -1,17 +1,21 @@
 """What each field of a configuration may be: one line for what it may not."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from supcon_jax.config import STAGES, base, flatten, nearest
+from supcon_jax.data.sources import SOURCES
+from supcon_jax.models import ENCODERS
+from supcon_jax.objectives import LOSSES
 
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "data.source": ("digits", "folder", "tfds"),
+CHOICES: dict[str, Collection[Any]] = {
+    "data.source": SOURCES,
     "data.channels": (1, 3),
     "data.on_error": ("error", "skip"),
-    "model.name": ("resnet", "vit"),
+    "model.name": ENCODERS,
     "model.depth": (10, 18, 34, 50, 101, 152, 200),
     "model.stem": ("cifar", "imagenet"),
     "model.first_shortcut": ("projection", "identity"),
@@ -19,7 +23,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "model.pool": ("token", "mean"),
     "model.batch_norm": ("global", "local"),
     "model.dtype": ("float32", "bfloat16"),
-    "objective.loss": ("supcon", "supcon_in", "triplet"),
+    "objective.loss": LOSSES,
     "objective.contrast_mode": ("all", "one"),
     "objective.denominator_mode": ("all", "one_positive", "only_negatives"),
     "objective.exchange": ("gather", "ring"),
@@ -139,6 +143,8 @@ def _check_value(path: str, value: Any) -> None:
     if (choices := CHOICES.get(path, CHOICES.get(within))) and value not in choices:
         allowed = ", ".join(map(str, choices))
         hint = nearest(str(value), map(str, choices))
+        if isinstance(choices, dict) and "did you mean" not in hint:
+            hint = "; one of your own is added to that table first, see docs/extending.md"
         raise ValueError(f"config.{path} must be one of {allowed}; got {value!r}{hint}")
     if isinstance(value, float):
         _require(math.isfinite(value), path, "finite", value)

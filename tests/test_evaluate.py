@@ -272,3 +272,24 @@ def test_the_table_fits_a_terminal(finished, monkeypatch):
     text = evaluate.table(json.loads((finished[0] / "evaluation.json").read_text()))
     assert max(map(len, text.splitlines())) <= 80
     assert "classifier of the run" in text
+
+
+def test_a_suite_that_was_added(copy, monkeypatch, capsys):
+    def sizes(subject, folder):
+        (folder / "sizes.txt").write_text("drawn")
+        features = subject.test.features
+        return {"images": len(features), "norm": {"mean": float((features**2).sum(1).mean())},
+                "of": "the test images"}  # fmt: skip
+
+    command = ["--workdir", str(copy), "--suite", "sizes"]
+    with pytest.raises(SystemExit):
+        evaluate.main(command)
+    assert "unknown suite 'sizes'" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setitem(suites.SUITES, "sizes", sizes)
+        evaluate.main(command)
+    rows = ["encoder, length 1: sizes", f"  {'images':40}  360", f"  {'norm.mean':40}  1"]
+    assert capsys.readouterr().out.splitlines()[:3] == rows
+    assert (copy / "evaluation" / "sizes.txt").read_text() == "drawn"
+    # the table of a later command, which does not know the suite, has its numbers too
+    assert evaluate.table(json.loads((copy / "evaluation.json").read_text())).splitlines() == rows

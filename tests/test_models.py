@@ -3,13 +3,27 @@
 import re
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
 
-from supcon_jax.models import DEPTHS, Classifier, Model, Projection, ResNet, make_head
+from supcon_jax import config as configuration
+from supcon_jax import stages
+from supcon_jax.models import (
+    DEPTHS,
+    ENCODERS,
+    Classifier,
+    Model,
+    Projection,
+    ResNet,
+    ViT,
+    make_encoder,
+    make_head,
+)
+from supcon_jax.validation import validate
 
 KEY = jax.random.key(0)
 PHOTO = load_sample_image("flower.jpg")[0:400:4, 100:500:4].astype(np.float32) / 127.5 - 1
@@ -543,3 +557,44 @@ def test_make_head_refuses_other_names():
     with pytest.raises(ValueError, match="head must be") as caught:
         make_head("linear", classes=10)
     assert str(caught.value) == "head must be 'projection' or 'classifier', got 'linear'"
+
+
+# Encoders by name.
+
+
+def test_an_encoder_gets_the_options_that_it_has_attributes_for():
+    options = configuration.base().model.to_dict() | {"depth": 50, "groups": 32, "group_width": 4}
+    resnet = make_encoder(**options, axis_name="data")
+    assert resnet == ResNet(50, groups=32, group_width=4, stem="cifar", axis_name="data",
+                            dtype="float32")  # fmt: skip
+    options |= {"name": "vit", "size": "ti", "patch": 4, "remat": True}
+    assert make_encoder(**options) == ViT("ti", 4, remat=True, dtype="float32")
+    with pytest.raises(ValueError, match="encoder must be one of resnet, vit; got 'cnn'"):
+        make_encoder("cnn")
+
+
+class Means(nn.Module):
+    """Of each channel, times the width; takes images of any size."""
+
+    width: float = 1.0
+    offset: float = 3.0
+
+    @nn.compact
+    def __call__(self, images, train):
+        return self.width * images.mean((1, 2)) + self.offset
+
+
+def test_an_encoder_that_was_added_is_built_from_a_configuration(monkeypatch):
+    config = configuration.load("digits")
+    config.model.update(name="means", width=2.0)
+    config.data.image_size = 1
+    with pytest.raises(ValueError, match=r"resnet, vit; got 'means'; one of your own is added to"):
+        validate(config)
+    monkeypatch.setitem(ENCODERS, "means", Means)
+    validate(config)
+    model = stages.build_model(config, "linear", classes=10)
+    assert model.encoder == Means(width=2.0)
+    images = jax.random.uniform(jax.random.key(0), (4, 1, 1, 1))
+    (features, logits), _ = model.init_with_output(jax.random.key(1), images, train=False)
+    np.testing.assert_allclose(features, 2 * images[:, 0, 0] + 3, rtol=1e-6)
+    assert logits.shape == (4, 10)

@@ -31,6 +31,30 @@ def test_triplet():
     np.testing.assert_allclose(collapsed, metrics["collapsed"][0], rtol=1e-5)
 
 
+def test_a_loss_that_was_added(monkeypatch):
+    """It is found by its name, gets the options, and has no metric that needs its formula."""
+    got = {}
+
+    def distances(features, labels, *, temperature, axis_name, **options):
+        got.update(options)
+        return temperature * jnp.square(features[:, 0] - features[:, 1]).sum(-1)
+
+    config = small(supcon__objective__loss="distances", supcon__objective__block_size=2)
+    with pytest.raises(ValueError, match="one of supcon, supcon_in, triplet; got 'distances'"):
+        validate(config)
+    monkeypatch.setitem(objectives.LOSSES, "distances", distances)
+    validate(config)
+    z, labels = unit(0, 12, 2, 8), jnp.array([*range(8), 0, 1, 2, 3])
+    batch, options = {"label": labels}, config.supcon.objective.to_dict()
+    del options["name"]
+    values, weights, metrics = objectives.contrastive(z, batch, {}, **options)
+    np.testing.assert_allclose(values, 0.2 * (2 - 2 * (z[:, 0] * z[:, 1]).sum(-1)), rtol=1e-5)
+    np.testing.assert_array_equal(weights, 1)
+    assert metrics.keys() == {"contrastive_accuracy", "lonely"}
+    assert metrics["lonely"][0].mean() == pytest.approx(4 / 12)
+    assert (got["block_size"], got["positives_cap"], got["queue"]) == (2, None, None)
+
+
 @pytest.mark.parametrize("margin", [2, 4])
 def test_margin(margin):
     x = jax.random.normal(jax.random.key(0), (10, 6))

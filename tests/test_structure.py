@@ -14,8 +14,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # each may import from those before it
     {"losses"},
     {"models", "data", "optimizers", "momentum", "config", "metrics"},
-    {"objectives", "validation", "fitting", "state", "parallel", "micro_batches", "programs"},
-    {"steps", "checkpoints", "summary_writer", "interruption", "workdir"},
+    {"objectives", "fitting", "state", "parallel", "micro_batches", "programs"},
+    {"steps", "validation", "checkpoints", "summary_writer", "interruption", "workdir"},
     {"logs", "evaluation"},
     {"command"},
     {"report", "stages", "profiling"},

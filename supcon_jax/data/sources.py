@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -62,7 +62,7 @@ def open_source(
     """A split of a data set, decoded into memory once where it fits, else image by image.
 
     Args:
-      source: "digits", "folder" or "tfds".
+      source: name in `SOURCES`: "digits", "folder" or "tfds".
       split: name of the split, as the source calls it.
       name: of the TFDS data set; not used by the others.
       directory: of the image folder, or TFDS's `data_dir` ("": its default).
@@ -75,12 +75,18 @@ def open_source(
 
     Raises:
       FileNotFoundError: the data set or split is not there; the message says how to get it.
-      ValueError: an undecodable image, an empty class, a label out of range.
+      ValueError: an undecodable image, an empty class, a label out of range, images of another
+        shape than asked for.
     """
     shape = (load_size, load_size, channels)
     found = SOURCES[source](split, name=name, directory=directory, shape=shape)
     if found.size == 0:
         raise ValueError(f"{found.name} has no images")
+    if tuple(found.image_shape) != shape:
+        raise ValueError(
+            f"{found.name} has images of shape {tuple(found.image_shape)}, asked for are {shape}: "
+            "set --config.data.load_size (images are squares) and --config.data.channels"
+        )
     return in_memory_if_small(found, memory_limit_gb)
 
 
@@ -93,6 +99,48 @@ def in_memory_if_small(source: Source, memory_limit_gb: float) -> Source:
 def in_memory(source: Source) -> Source:
     """The same source with all images decoded."""
     return _of_arrays(source, *source.load(np.arange(source.size)))
+
+
+def from_arrays(
+    name: str, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> Source:
+    """A source of images that are in memory.
+
+    Args:
+      name: for messages.
+      images: `[n, height, width, channels]` uint8.
+      labels: `[n]` integers; label k is `class_names[k]`.
+      class_names: of all classes.
+
+    Raises:
+      ValueError: other shapes or types, or a label without a name.
+    """
+    labels = np.asarray(labels)
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise ValueError(
+            f"images of {name} must be [n, height, width, channels] uint8, got "
+            f"{list(images.shape)} {images.dtype}"
+        )
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels of {name} must be [{len(images)}] integers, got {list(labels.shape)} "
+            f"{labels.dtype}"
+        )
+    known = (labels >= 0) & (labels < len(class_names))
+    if not known.all():
+        raise ValueError(
+            f"{name}: image {known.argmin()} has label {labels[known.argmin()]}, expected 0 to "
+            f"{len(class_names) - 1}"
+        )
+    shape, labels = images.shape[1:], labels.astype(np.int32)
+    return Source(
+        name,
+        len(images),
+        tuple(class_names),
+        shape,
+        lambda indices: (images[indices], labels[indices]),
+        lambda: labels,
+    )
 
 
 def _of_arrays(source: Source, images: np.ndarray, labels: np.ndarray) -> Source:
@@ -227,9 +275,7 @@ def _folder(split: str, *, directory: str, shape: tuple[int, int, int], **_: Any
     paths = np.array([os.fsencode(path) for of_class in files for path in of_class])
     labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(f) for f in files])
     read = partial(_read_files, paths, labels)
-    return Source(
-        str(folder), len(paths), names, shape, _decoder(read, shape), lambda: labels, read
-    )
+    return Source(str(folder), len(paths), names, shape, decoder(read, shape), lambda: labels, read)
 
 
 def _read_files(paths: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> list[Encoded]:
@@ -263,7 +309,7 @@ def _tfds(
         parts = np.array_split(np.arange(len(records)), -(-len(records) // 1000))
         return np.array([row.label for part in parts for row in read(part)], np.int32)
 
-    load = _decoder(read, shape)
+    load = decoder(read, shape)
     return Source(f"{name}/{split}", len(records), names, shape, load, labels, read)
 
 
@@ -350,9 +396,20 @@ def _version(info: Path) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else -1 for part in info.parent.name.split("."))
 
 
-def _decoder(
+def decoder(
     read: Callable[[np.ndarray], list[Encoded]], shape: tuple[int, int, int]
 ) -> Callable[[np.ndarray], Loaded]:
+    """`load` of a source, from its `read`: images scaled to the short side, then the middle square.
+
+    Args:
+      read: `indices [n] -> n encoded images`. A split that is not kept in memory is read by worker
+        processes, to which it is pickled: a function of a module, or a `partial` of one.
+      shape: height, width (the same) and channels of the loaded images.
+
+    Raises:
+      DecodeError: of the loading, an image that cannot be decoded; the message says where it is.
+    """
+
     def load(indices: np.ndarray) -> Loaded:
         rows = read(indices)
         images = np.empty((len(rows), *shape), np.uint8)
@@ -369,4 +426,5 @@ def _decoder(
     return load
 
 
+# Values of `config.data.source`: `(split, *, name, directory, shape) -> source`.
 SOURCES: dict[str, Callable[..., Source]] = {"digits": _digits, "folder": _folder, "tfds": _tfds}

@@ -1,6 +1,6 @@
 """Encoders and heads: the only folder that defines linen modules."""
 
-from supcon_jax.models.build import make_encoder, make_head
+from supcon_jax.models.build import ENCODERS, make_encoder, make_head
 from supcon_jax.models.heads import Classifier, MarginClassifier, Model, Projection
 from supcon_jax.models.resnet import DEPTHS, ResNet
 from supcon_jax.models.torch_weights import (
@@ -12,6 +12,7 @@ from supcon_jax.models.vit import ViT
 
 __all__ = [
     "DEPTHS",
+    "ENCODERS",
     "Classifier",
     "MarginClassifier",
     "Model",

@@ -1,72 +1,35 @@
 """Encoders and heads from the fields of a configuration."""
 
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Any
 
 import flax.linen as nn
 
 from supcon_jax.models.heads import INITIALIZERS, Classifier, MarginClassifier, Projection
-from supcon_jax.models.resnet import ResNet, Stem
+from supcon_jax.models.resnet import ResNet
 from supcon_jax.models.vit import ViT
 
+# Values of `config.model.name`. Modules from images `[n, height, width, channels]` and `train` to
+# features `[n, features]`; a `stride` is the smallest side of an image that they take.
+ENCODERS: dict[str, type[nn.Module]] = {"resnet": ResNet, "vit": ViT}
 
-def make_encoder(
-    name: str,
-    *,
-    depth: int,
-    width: float,
-    groups: int,
-    group_width: int,
-    stem: Stem,
-    first_shortcut: Literal["projection", "identity"],
-    zero_init_residual: bool,
-    size: Literal["ti", "s", "b"],
-    patch: int,
-    pool: Literal["token", "mean"],
-    batch_norm_momentum: float = 0.9,
-    remat: bool = False,
-    dtype: Any = None,
-    axis_name: str | None = None,
-) -> ResNet | ViT:
-    """The encoder of a recipe; fields that it has no use for are not looked at.
+
+def make_encoder(name: str, **options: Any) -> nn.Module:
+    """The encoder of a recipe; options that it has no attribute for are not looked at.
 
     Args:
-      name: "resnet" (`depth` to `zero_init_residual`, see `ResNet`) or "vit" (`size`, `patch`,
-        `pool`, see `ViT`).
-      depth: of the ResNet.
-      width: of the ResNet, multiplies the filters.
-      groups: of the ResNet's 3x3 convolutions; more than 1 is a ResNeXt.
-      group_width: of each, in filters of the first group.
-      stem: of the ResNet.
-      first_shortcut: of the ResNet.
-      zero_init_residual: of the ResNet.
-      size: of the Vision Transformer.
-      patch: of the Vision Transformer, in pixels.
-      pool: of the Vision Transformer.
-      batch_norm_momentum: of the ResNet.
-      remat: compute each block again in the backward pass instead of keeping its activations.
-      dtype: of the computation; None follows the input and the parameters.
-      axis_name: mapped axis whose devices share batch statistics; None keeps them local.
+      name: in `ENCODERS`.
+      options: fields of `config.model`; `dtype` of the computation, None follows the input and the
+        parameters; `axis_name`, the mapped axis whose devices share batch statistics, None keeps
+        them local. Attributes of the module that are not among them keep their defaults.
 
     Raises:
       ValueError: another name.
     """
-    if name == "resnet":
-        return ResNet(
-            depth=depth,
-            width=width,
-            groups=groups,
-            group_width=group_width,
-            stem=stem,
-            first_shortcut=first_shortcut,
-            zero_init_residual=zero_init_residual,
-            batch_norm_momentum=batch_norm_momentum,
-            remat=remat,
-            dtype=dtype,
-            axis_name=axis_name,
-        )
-    if name == "vit":
-        return ViT(size=size, patch=patch, pool=pool, remat=remat, dtype=dtype)
-    raise ValueError(f"encoder must be 'resnet' or 'vit', got {name!r}")
+    if name not in ENCODERS:
+        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}; got {name!r}")
+    own = {field.name for field in fields(ENCODERS[name])}
+    return ENCODERS[name](**{field: value for field, value in options.items() if field in own})
 
 
 def make_head(

@@ -421,6 +421,51 @@ def test_source_without_images_is_refused(monkeypatch):
         read("nothing", "train")
 
 
+def test_source_of_other_images_than_asked_for_is_refused(monkeypatch):
+    images = np.zeros((3, 10, 10, 1), np.uint8)
+    source = sources.from_arrays("mine/train", images, np.zeros(3, int), ("a",))
+    monkeypatch.setitem(sources.SOURCES, "mine", lambda split, **_: source)
+    assert read("mine", "train", load_size=10).size == 3
+    message = r"^mine/train has images of shape \(10, 10, 1\), asked for are \(8, 8, 1\): set"
+    with pytest.raises(ValueError, match=message):
+        read("mine", "train", load_size=8)
+
+
+# Arrays.
+
+
+def test_source_of_arrays():
+    images = np.arange(5 * 12, dtype=np.uint8).reshape(5, 2, 2, 3)
+    source = sources.from_arrays("mine", images, np.array([1, 0, 1, 1, 0]), ["no", "yes"])
+    assert source.class_names == ("no", "yes") and source.image_shape == (2, 2, 3)
+    np.testing.assert_array_equal(everything(source)[0], images)
+    found, labels = source.load(np.array([4, 0, 0]))
+    np.testing.assert_array_equal(found, images[[4, 0, 0]])
+    np.testing.assert_array_equal(labels, [0, 1, 1])
+    np.testing.assert_array_equal(source.labels(), [1, 0, 1, 1, 0])
+    part = sources.subset(source, np.array([2, 4]), "part")
+    np.testing.assert_array_equal(everything(part)[0], images[[2, 4]])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((3, 8, 8), np.uint8), [0, 1, 0],
+         r"^images of mine must be \[n, height, width, channels\] uint8, got \[3, 8, 8\] uint8$"),
+        (np.zeros((3, 8, 8, 1)), [0, 1, 0], r"uint8, got \[3, 8, 8, 1\] float64$"),
+        (np.zeros((3, 8, 8, 1), np.uint8), [0, 1],
+         r"^labels of mine must be \[3\] integers, got \[2\] int64$"),
+        (np.zeros((3, 8, 8, 1), np.uint8), [0, 1, 0.5], r"integers, got \[3\] float64$"),
+        (np.zeros((3, 8, 8, 1), np.uint8), [0, 2, 1],
+         "^mine: image 1 has label 2, expected 0 to 1$"),
+        (np.zeros((3, 8, 8, 1), np.uint8), [0, 1, -1], "^mine: image 2 has label -1, expected"),
+    ],
+)  # fmt: skip
+def test_arrays_that_are_no_images_and_labels_are_refused(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        sources.from_arrays("mine", images, np.array(labels), ("a", "b"))
+
+
 # TFDS.
 
 
