@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SLOW = ("loss.md", "extending.md")  # half a minute and more
 SNIPPET = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", re.DOTALL)
 END = "-- end of the snippet --"
 
@@ -31,7 +32,7 @@ def run(page):
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=[pytest.mark.slow] * (page.name == "loss.md"), id=page.name)
+        pytest.param(page, marks=[pytest.mark.slow] * (page.name in SLOW), id=page.name)
         for page in PAGES
         if "```python" in page.read_text()
     ],
