@@ -263,25 +263,31 @@ def spent(stage: Stage, workdir: Path) -> dict[str, float]:
     }
 
 
-flags.DEFINE_string("workdir", None, "Folder of the run (runs/CONFIG-RECIPE).")
-_ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-    "allow_config_change", False, "Go on in a workdir that was started with another configuration."
-)
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed",
-    False,
-    "One of several processes, found from SLURM, Open MPI, Kubernetes or a TPU pod.",
-)
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 of several.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
-_PROFILE = flags.DEFINE_bool(
-    "profile", False, "Write a trace of ten steps of each stage, for TensorBoard or Perfetto."
-)
-_PLAN = flags.DEFINE_bool("plan", False, "Print what the recipe needs and sends; train nothing.")
-_TOPOLOGY = flags.DEFINE_string("topology", "", "Plan for a TPU slice, such as v5e:16x16.")
-_MEMORY = flags.DEFINE_float("memory_gb", 0.0, "Plan, and find the largest batch that fits.")
-_DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+def define_flags() -> None:
+    """Not where this module is imported: a script may have flags of the same names."""
+    flags.DEFINE_string("workdir", None, "Folder of the run (runs/CONFIG-RECIPE).")
+    flags.DEFINE_bool(
+        "allow_config_change",
+        False,
+        "Go on in a workdir that was started with another configuration.",
+    )
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "One of several processes, found from SLURM, Open MPI, Kubernetes or a TPU pod.",
+    )
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 of several.")
+    flags.DEFINE_integer("num_processes", None, "Processes of the run.")
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+    flags.DEFINE_bool(
+        "profile", False, "Write a trace of ten steps of each stage, for TensorBoard or Perfetto."
+    )
+    flags.DEFINE_bool("plan", False, "Print what the recipe needs and sends; train nothing.")
+    flags.DEFINE_string("topology", "", "Plan for a TPU slice, such as v5e:16x16.")
+    flags.DEFINE_float("memory_gb", 0.0, "Plan, and find the largest batch that fits.")
+    flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+
+
 # what parsing raises
 MISTYPED = (*command.EXPECTED, TypeError, KeyError, AttributeError, flags.Error)
 
@@ -291,6 +297,7 @@ def parse(argv: list[str]) -> list[str]:
     if {"-h", "-help", "--help"} & set(argv[1:]):
         print(help_text())
         sys.exit()
+    define_flags()
     name, rest = _take_config(argv)
     if name is None:
         command.fail(ValueError("no --config, such as --config digits; --help tells more"))
@@ -334,19 +341,20 @@ def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
 def main(argv: list[str]) -> None:
     """The command: a table at the end, or one line that says what is wrong."""
     del argv
-    workdir = Path(flags.FLAGS.workdir)
-    with command.running(_DEBUG.value):
-        if _PLAN.value or _TOPOLOGY.value or _MEMORY.value:  # each asks for a plan
-            print(plan.report(flags.FLAGS.config, _TOPOLOGY.value, _MEMORY.value))
+    given = flags.FLAGS
+    workdir = Path(given.workdir)
+    with command.running(given.debug):
+        if given.plan or given.topology or given.memory_gb:  # each asks for a plan
+            print(plan.report(given.config, given.topology, given.memory_gb))
             return
-        place = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        if _DISTRIBUTED.value or place != (None, None, None):
+        place = (given.coordinator, given.num_processes, given.process_id)
+        if given.distributed or place != (None, None, None):
             parallel.start_processes(*place)
         train_and_evaluate(
-            flags.FLAGS.config,
+            given.config,
             workdir,
-            allow_config_change=_ALLOW_CONFIG_CHANGE.value,
-            profile=_PROFILE.value,
+            allow_config_change=given.allow_config_change,
+            profile=given.profile,
         )
         if parallel.is_writer():
             print(report.table([workdir]))

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from supcon_jax import config as configuration
 from supcon_jax.fitting import fit_to_images
 from supcon_jax.validation import validate
 
-FILES = sorted(Path(__file__).parents[1].glob("configs/*.py"))
+ROOT = Path(__file__).parents[1]
+FILES = sorted(ROOT.glob("configs/*.py"))
 
 
 @pytest.mark.parametrize("recipe", configuration.RECIPES)
@@ -156,3 +159,33 @@ def test_base_is_locked():
     with pytest.raises(KeyError, match="epochs"):
         configuration.base().supcon.update(epoch=3)
     assert isinstance(configuration.base(), ConfigDict)
+
+
+RECIPE = """
+from supcon_jax import config, suites
+from supcon_jax.models import ENCODERS, ViT
+
+ENCODERS["mine"] = ViT
+suites.SUITES["mine"] = print
+
+
+def get_config(recipe):
+    return config.load(f"digits:{recipe}")
+"""
+
+
+def test_a_recipe_file_may_add_to_the_tables(tmp_path):
+    """Also to that of the suites, which import the module that the command is."""
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    command = [sys.executable, "-m", "supcon_jax.train", "--config", str(tmp_path / "recipe.py")]
+    done = subprocess.run(
+        [*command, "--config.model.name=min", f"--workdir={tmp_path / 'run'}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: config.model.name must be one of resnet, vit, mine; got 'min'; "
+        "did you mean 'mine'?\n"
+    )
