@@ -34,7 +34,7 @@ CLONE = "git clone https://github.com/supcon-jax/supcon_jax && cd supcon_jax"
 TRAIN = """python -m supcon_jax.train --config folder --config.data.dir=photos \\
   --workdir runs/photos --config.data.load_size=72 --config.data.image_size=64 \\
   --config.model.stem=imagenet --config.model.width=0.25 \\
-  --config.supcon.epochs=20 --config.linear.epochs=20"""
+  --config.supcon.epochs=15 --config.linear.epochs=15"""
 STEPS = (
     Step(
         "## Clone, and the first run\n\n`make demo` makes an environment in `.venv`, trains on "
