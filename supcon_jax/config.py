@@ -61,19 +61,19 @@ def base(recipe: str = "supcon") -> ConfigDict:
                 source="digits",  # digits, folder (DIR/SPLIT/CLASS/IMAGE) or tfds
                 name="",  # of the TFDS data set
                 dir="",  # of the folder, or TFDS's data_dir ("": ~/tensorflow_datasets)
-                train_split="train",
-                test_split="test",
+                train_split="train",  # name of the split that is trained on
+                test_split="test",  # of the one that is seen once, at the end
                 test_share=0.2,  # of each class, for the test where both splits are the same one
                 holdout=0.05,  # share of the training images kept for looking at during training
                 load_size=32,  # pixels; images are loaded as squares of this side
                 image_size=32,  # pixels; side of the views and of the evaluation's middle crop
                 channels=3,  # 1 (grey) or 3 (RGB)
                 mean=(0.5, 0.5, 0.5),  # subtracted from pixels in [0, 1], one a channel
-                std=(0.5, 0.5, 0.5),  # then divided by
+                std=(0.5, 0.5, 0.5),  # then divided by, one a channel
                 memory_limit_gb=4.0,  # a split up to this size is kept decoded; others are streamed
                 workers=-1,  # processes that decode streamed images; -1: one a core, 0: threads
                 on_error="error",  # of a streamed image; skip: the next of its batch replaces it
-                fraction=1.0,  # of the training images of each class, a fixed choice
+                fraction=1.0,  # share of each class's training images that is used, always the same
                 per_class=0,  # training images of each class; 0: all
                 imbalance=1.0,  # images of the first class over those of the last, an even decay
                 label_noise=0.0,  # share of training labels drawn anew from all classes, once
@@ -90,8 +90,8 @@ def base(recipe: str = "supcon") -> ConfigDict:
                 batch_norm="global",  # statistics of the global batch, or local: of each device's
                 batch_norm_momentum=0.9,  # share of the running statistics that stays at each step
                 size="s",  # of the Vision Transformer: ti, s, b
-                patch=16,  # its side in pixels
-                pool="token",  # its output: the class token's, or the mean of all
+                patch=16,  # pixels; side of the Vision Transformer's patches
+                pool="token",  # of the Vision Transformer: token (the class token) or mean (of all)
                 normalize=False,  # heads get the encoder's output at length 1
                 weights="",  # to start from: .pth, .npz or .safetensors with torchvision's names
                 remat=False,  # less memory, more time: blocks are computed again going backward
@@ -101,14 +101,14 @@ def base(recipe: str = "supcon") -> ConfigDict:
                 every_epochs=10.0,  # k-NN (and top-1) on the held-out images; 0: never
                 batch_size=500,  # images; changes speed and memory, not results
                 neighbours=20,  # k of the k-NN
-                temperature=0.07,  # of its weights
+                temperature=0.07,  # of the weights of its votes
                 references=50_000,  # most training images that the k-NN compares with
             ),
             checkpoint=dict(
-                every_epochs=10.0,  # and at the end of each stage
+                every_epochs=10.0,  # from one to the next; another at the end of each stage
                 keep=2,  # last ones of each stage; the best on held-out images is kept beside them
             ),
-            log=dict(every_steps=20),
+            log=dict(every_steps=20),  # from record to record of metrics.jsonl
             supcon=_contrastive_stage(use_labels=True, temperature=0.1),
             simclr=_contrastive_stage(use_labels=False, temperature=0.5),
             linear=_classifying_stage(frozen=("encoder",), start_from="previous"),
@@ -122,7 +122,7 @@ def base(recipe: str = "supcon") -> ConfigDict:
 def _contrastive_stage(*, use_labels: bool, temperature: float) -> dict[str, Any]:
     return _stage(
         objective=dict(
-            name="contrastive",
+            name="contrastive",  # fixed: it tells the two kinds of stages apart
             loss="supcon",  # supcon (Eq. 2), supcon_in (Eq. 3), or triplet
             use_labels=use_labels,  # False: SimCLR
             temperature=temperature,  # of triplet: half the margin
@@ -133,10 +133,10 @@ def _contrastive_stage(*, use_labels: bool, temperature: float) -> dict[str, Any
             block_size=0,  # pairs at once are so many squared; 0: 1024 where all need over 256 MiB
         ),
         head=dict(
-            name="projection",
+            name="projection",  # fixed
             layers=(128,),  # output sizes; one entry is a linear projection
             batch_norm=False,  # in the hidden layers
-            kernel_init="lecun_normal",  # glorot_uniform, normal_0.01; of a classifier also zeros
+            kernel_init="lecun_normal",  # or glorot_uniform, normal_0.01
         ),
         views=2,
         frozen=(),
@@ -147,12 +147,15 @@ def _contrastive_stage(*, use_labels: bool, temperature: float) -> dict[str, Any
 def _classifying_stage(*, frozen: tuple[str, ...], start_from: str) -> dict[str, Any]:
     return _stage(
         objective=dict(
-            name="cross_entropy",
+            name="cross_entropy",  # fixed
             label_smoothing=0.0,  # share of the target that is spread over all classes
             margin=1,  # of large-margin softmax; 1: none
             margin_epochs=10.0,  # until the margin is whole; at once, nothing is learnt
         ),
-        head=dict(name="classifier", kernel_init="lecun_normal"),
+        head=dict(
+            name="classifier",  # fixed
+            kernel_init="lecun_normal",  # or glorot_uniform, normal_0.01, zeros
+        ),
         views=1,
         frozen=frozen,
         start_from=start_from,
@@ -174,7 +177,7 @@ def _stage(
     return dict(
         objective=objective,
         head=head,
-        views=views,  # of each image in a batch
+        views=views,  # augmented copies of each image in a batch
         frozen=frozen,  # parts that are not trained: ("encoder",) or ()
         start_from=start_from,  # scratch, or previous: the encoder of the stage before
         epochs=100.0,  # passes over the training images; may be fractional
@@ -194,12 +197,12 @@ def _stage(
         loss_scale=1.0,  # factor on the loss for the gradient; the logged loss is without it
         optimizer=dict(
             name="sgd",  # sgd, nesterov, lars, rmsprop, adamw
-            momentum=0.9,
+            momentum=0.9,  # of SGD, Nesterov, LARS and RMSProp
             decay=0.9,  # of RMSProp's mean square
             epsilon=1e-3,  # of RMSProp (inside the root) and AdamW
             betas=(0.9, 0.999),  # of AdamW
             trust_coefficient=1e-3,  # of LARS
-            weight_decay=1e-4,
+            weight_decay=1e-4,  # factor on the weights
             weight_decay_kind="l2",  # l2: in the gradient; decoupled: of AdamW; lars: inside LARS
             clip_norm=0.0,  # largest norm of the whole gradient; 0: not clipped
             exclude="norm_and_bias",  # from decay and layer adaptation: none, norm, norm_and_bias
@@ -222,7 +225,7 @@ def _stage(
             shift=0,  # pixels, after the crop, filled with black
             flip=0.5,  # probability
             jitter=0.5,  # strength s: brightness, contrast, saturation 0.8 s, hue 0.2 s; 0: off
-            jitter_probability=0.8,
+            jitter_probability=0.8,  # of the jitter
             jitter_form="torchvision",  # or tensorflow: additive brightness
             grey=0.2,  # probability
             blur=0.0,  # probability; sigma uniform in 0.1 to 2 pixels
