@@ -1,12 +1,12 @@
 # Two commands: `make demo` trains on real data, `make test` runs the fast tests.
-# Each makes the environment that it needs. Others: test-slow, lint, types, lock.
+# Each makes the environment that it needs. Others: test-slow, lint, types, docs, lock.
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 RUNS ?= runs/demo
 
-.PHONY: demo test test-slow lint types lock
+.PHONY: demo test test-slow lint types docs lock
 
 $(VENV)/.made: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,10 @@ lint: $(VENV)/.made
 
 types: $(VENV)/.made
 	$(RUN) -m mypy
+
+# The site, in site/; a warning is an error.
+docs: $(VENV)/.made
+	$(RUN) -m mkdocs build --strict
 
 # The newest versions that fit, for every supported Python, in one file.
 lock:
