@@ -46,7 +46,7 @@ def base(recipe: str = "supcon") -> ConfigDict:
         "linear" (a classifier on it) or "finetune" (a classifier, and all of it trained on).
 
     Returns:
-      A configuration whose fields are locked: values can change, names cannot.
+      A configuration whose fields are locked, so that values can change and names cannot.
 
     Raises:
       ValueError: unknown recipe.

@@ -60,7 +60,7 @@ def evaluate(
       imported: evaluate the encoder in its `model.weights` as it is, on its data, instead of a run.
 
     Returns:
-      The contents of evaluation.json: "suites", by features and name, and what they are of.
+      The contents of evaluation.json, with "suites" by features and name, and what they are of.
 
     Raises:
       FileNotFoundError: no finished run there, or no data set.

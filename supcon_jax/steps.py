@@ -57,7 +57,7 @@ def train_step(
       axis_name: mapped axis that the batch is split over, or None.
 
     Returns:
-      The next state and the metrics: "loss", "grad_norm" and the objective's, over all devices.
+      The next state, and the metrics "loss", "grad_norm" and the objective's, over all devices.
     """
 
     def means(weighted: Metrics) -> dict[str, Array]:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
@@ -164,6 +165,18 @@ def names(module):
     tree = ast.parse(Path(found.__file__).read_text())
     defined = (n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef))
     return {n.name for n in defined if not n.name.startswith("_")}
+
+
+@pytest.mark.slow
+def test_what_a_function_returns_is_not_taken_for_a_type(site):
+    """`Returns:` with a colon in its first line: what is before it is shown as a type."""
+    folder, _ = site
+    section = re.compile(r">Returns:</span></p>\s*<ul>\s*<li[^>]*>.*?<code>(.*?)</code>", re.DOTALL)
+    text = "".join(path.read_text() for path in folder.glob("api/*/index.html"))
+    plain = (unescape(re.sub(r"<[^>]*>", "", found)) for found in section.findall(text))
+    types = [re.sub(r"'.*?'", "", one) for one in plain]
+    assert len(types) > 50
+    assert not [one for one in types if re.search(r"[a-z] [a-z]", one)]
 
 
 @pytest.mark.slow

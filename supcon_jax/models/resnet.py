@@ -86,10 +86,11 @@ class ResNet(nn.Module):
         that are not whole.
 
     References:
-      He et al., 2015, https://arxiv.org/abs/1512.03385; Xie et al., 2016, https://arxiv.org/abs/
-      1611.05431 (ResNeXt); https://github.com/google-research/google-research/tree/master/supcon
-      (parameter counts and initialisation); https://github.com/pytorch/vision/blob/main/
-      torchvision/models/resnet.py (groups and widths).
+      He et al., 2015, https://arxiv.org/abs/1512.03385; Xie et al., 2016,
+      https://arxiv.org/abs/1611.05431 (ResNeXt);
+      https://github.com/google-research/google-research/tree/master/supcon (parameter counts and
+      initialisation); https://github.com/pytorch/vision/blob/main/torchvision/models/resnet.py
+      (groups and widths).
     """
 
     depth: int
