@@ -168,6 +168,10 @@ def _is_of(kind: type, value: Any) -> bool:
 
 
 def _check_stage(name: str, stage: ConfigDict) -> None:
+    shorter = f"below config.{name}.epochs={stage.epochs:g}, such as {stage.epochs / 10:g}"
+    _require(
+        stage.warmup_epochs < stage.epochs, f"{name}.warmup_epochs", shorter, stage.warmup_epochs
+    )
     _require(0 <= stage.average < 1, f"{name}.average", "from 0 to below 1", stage.average)
     parts, expected = stage.micro_batches, f"a divisor of the batch size {stage.batch_size}"
     divides = parts > 0 and stage.batch_size % parts == 0

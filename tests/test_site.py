@@ -20,7 +20,17 @@ from supcon_jax import config as configuration
 
 DOCS = ROOT / "docs"
 PAGES = [path.relative_to(DOCS).with_suffix("") for path in sorted(DOCS.rglob("*.md"))]
-COMMANDS = ["train", "evaluate", "embed", "predict", "search", "export", "report", "data/prepare"]
+COMMANDS = [
+    "train",
+    "evaluate",
+    "embed",
+    "predict",
+    "search",
+    "explore",
+    "export",
+    "report",
+    "data/prepare",
+]
 # Modules all of whose public functions and classes are in the API pages, but for these.
 WHOLE = {
     "losses": {"with_margin"},
@@ -44,6 +54,7 @@ ALONE = (
     "predict.predict_images",
     "search.nearest",
     "export.export_run",
+    "explore.explore",
 )
 
 

@@ -265,7 +265,8 @@ def test_checkpoint_before_a_loss_that_is_not_finite_is_kept(tmp_path, monkeypat
          "which needs 32 pixels"),
         ({"data__test_split": "tset"}, "digits has the splits train, test, first1437, last360, not "
          "'tset'"),
-        ({"supcon__warmup_epochs": 2.0}, "warm-up must be shorter than the stage: 10 of 10 steps"),
+        ({"supcon__warmup_epochs": 2.0}, "config.supcon.warmup_epochs must be below "
+         "config.supcon.epochs=2, such as 0.2; got 2.0"),
     ],
 )  # fmt: skip
 def test_wrong_sizes_are_refused_before_anything_is_written(fields, message, tmp_path):
