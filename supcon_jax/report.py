@@ -110,18 +110,16 @@ def _name(workdir: Path) -> str:
 
 def draw(workdirs: Sequence[Path], out: Path) -> list[Path]:
     """Write curves.png and embedding.png, the runs side by side, to the folder `out`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     out.mkdir(parents=True, exist_ok=True)
     return [_draw_curves(workdirs, out / "curves.png"), draw_maps(workdirs, out / "embedding.png")]
 
 
 def _draw_curves(workdirs: Sequence[Path], file: Path) -> Path:
     """Left: the loss of each stage, with its collapsed value and floor. Right: held-out scores."""
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    axes = figure.subplots(1, 2)
     for place, workdir in enumerate(workdirs):
         first = _results(workdir)["recipe"][0]
         records = [r for r in read_metrics(workdir) if r["stage"] == first]
@@ -151,7 +149,6 @@ def _draw_curves(workdirs: Sequence[Path], file: Path) -> Path:
         axis.legend(fontsize=8, frameon=False, **below)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=110)
-    plt.close(figure)
     return file
 
 
@@ -167,17 +164,18 @@ def draw_maps(workdirs: Sequence[Path], file: Path, titles: Sequence[str] | None
       The file.
     """
     titles = titles or [f"{_name(w)}: k-NN {_results(w)['test']['knn']:.1%}" for w in workdirs]
-    from matplotlib import pyplot as plt
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
     columns = len(workdirs)
-    figure, axes = plt.subplots(
-        1, columns, figsize=(4.6 * columns + 0.8, 4.4), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(4.6 * columns + 0.8, 4.4), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)
     for axis, workdir, title in zip(axes[0], workdirs, titles, strict=True):
         saved = np.load(workdir / "embedding.npz")
         points = tsne(saved["features"])
         classes = np.unique(saved["labels"])
-        colors = plt.get_cmap("tab10" if len(classes) <= 10 else "turbo", max(len(classes), 10))
+        colors = colormaps["tab10" if len(classes) <= 10 else "turbo"]
+        colors = colors.resampled(max(len(classes), 10))
         for place, label in enumerate(classes):
             of_class = points[saved["labels"] == label]
             axis.scatter(*of_class.T, s=9, color=colors(place), label=str(saved["names"][label]))
@@ -185,7 +183,6 @@ def draw_maps(workdirs: Sequence[Path], file: Path, titles: Sequence[str] | None
     if len(classes) <= 20:
         figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(file, dpi=110)
-    plt.close(figure)
     return file
 
 

@@ -283,12 +283,10 @@ def _from_few(
 
 
 def _draw_few(found: dict[str, Any], file: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(5.5, 4), layout="constrained")
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axis = figure.subplots()
     shots = [int(k) for k in found]
     for name, label in (("probe", "linear probe"), ("class_mean", "nearest class mean")):
         means, sds = ([found[str(k)][name][key] for k in shots] for key in ("mean", "sd"))
@@ -298,7 +296,6 @@ def _draw_few(found: dict[str, Any], file: Path) -> None:
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=110)
-    plt.close(figure)
 
 
 def robustness(subject: Subject, folder: Path) -> dict[str, Any]:

@@ -112,6 +112,12 @@ def test_stages_are_data():
                              file.read_text()), file  # fmt: skip
 
 
+def test_pictures_do_not_touch_pyplot():
+    """Its state is the user's: in a notebook, another backend hides all later pictures."""
+    for file in FILES:
+        assert not re.search(r"matplotlib\.use|pyplot", file.read_text()), file
+
+
 def test_functions_stay_small():
     sizes = {}
     for file in FILES:

@@ -99,13 +99,11 @@ def draw_reliability(curves: Mapping[str, Reliability], file: Path) -> Path:
     Returns:
       The file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
     axes[0].plot((0, 1), (0, 1), ":", color="grey", lw=1)
     for name, found in curves.items():
         there, bins = found.examples > 0, len(found.examples)
@@ -120,7 +118,6 @@ def draw_reliability(curves: Mapping[str, Reliability], file: Path) -> Path:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=8, frameon=False)
     figure.savefig(file, dpi=110)
-    plt.close(figure)
     return file
 
 

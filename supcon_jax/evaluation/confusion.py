@@ -111,23 +111,15 @@ def draw_confusion(
     Raises:
       ValueError: another number of names than classes.
     """
-    import matplotlib
-
     if len(class_names) != len(matrix):
         raise ValueError(f"{len(matrix)} classes need as many names; got {len(class_names)}")
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
     from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
 
     numbered = len(matrix) <= NUMBERED
-    figure, axes = plt.subplots(
-        1,
-        1 if numbered else 2,
-        figsize=(6.4, 5.6) if numbered else (13, 9.6),
-        width_ratios=None if numbered else (3.2, 1),
-        layout="constrained",
-        squeeze=False,
-    )
+    figure = Figure(figsize=(6.4, 5.6) if numbered else (13, 9.6), layout="constrained")
+    columns, ratios = (1, None) if numbered else (2, (3.2, 1))
+    axes = figure.subplots(1, columns, width_ratios=ratios, squeeze=False)
     shares, axis = row_shares(matrix), axes[0, 0]
     norm = PowerNorm(1 if numbered else 0.5, vmin=0, vmax=1)
     image = axis.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
@@ -140,7 +132,6 @@ def draw_confusion(
     else:
         _list_pairs(axes[0, 1], matrix, class_names)
     figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
     return path
 
 
