@@ -110,13 +110,13 @@ def warn(line: str) -> None:
 
 
 class Progress:
-    """Progress of a stage: a bar on a terminal, one plain line a log step elsewhere.
+    """Progress of a stage: a bar on a terminal or in a notebook, elsewhere a line a log step.
 
     Args:
       stage: its name.
       start: steps done before this run.
       total: steps of the stage.
-      stream: where to write; a bar is drawn if it is a terminal.
+      stream: where to write; a bar is drawn if it is a terminal or the output of a notebook's cell.
     """
 
     def __init__(self, stage: str, start: int, total: int, stream: Any = None):
@@ -124,7 +124,8 @@ class Progress:
         self._stream = stream or sys.stderr
         self._bar: Any = None
         self._shown: dict[str, float] = {}
-        if self._stream.isatty():
+        cell = type(self._stream).__module__ == "ipykernel.iostream"
+        if cell or self._stream.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(
@@ -132,7 +133,9 @@ class Progress:
                 initial=start,
                 desc=stage,
                 file=self._stream,
-                dynamic_ncols=True,
+                dynamic_ncols=not cell,  # the window of a notebook's server is not the user's
+                ncols=CELL_COLUMNS if cell else None,
+                mininterval=1.0 if cell else 0.1,  # each drawing is a message to the browser
                 bar_format="{desc} |{bar}| {n}/{total} {remaining}{postfix}",
             )
 
@@ -161,6 +164,7 @@ class Progress:
             self._bar.close()
 
 
+CELL_COLUMNS = 100
 SHOWN = {  # metric -> how a line shows it; a narrow terminal cuts the last ones
     "loss": "loss {:.3f}",
     "excess": "excess {:.3f}",

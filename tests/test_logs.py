@@ -65,6 +65,20 @@ def test_bar_on_a_terminal():
     assert "loss 4.250" in shown
 
 
+def test_bar_in_the_cell_of_a_notebook():
+    # the class of sys.stderr there, which says that it is no terminal
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    progress = Progress("supcon", 0, 100, stream)
+    for step in (20, 40, 60):
+        progress.move(step)
+        progress.show(step, {"loss": 4.25, "excess": 1.5, "heldout/knn": 0.875})
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert stream.getvalue().count("\n") == 1  # each drawing takes the place of the one before
+    assert lines[-1].startswith("supcon |") and "60/100" in lines[-1]
+    assert {len(line) for line in lines if line} == {100}
+
+
 def test_loss_at_the_collapsed_value_is_told_once(advice):
     see, lines = advice[0].see, advice[1]
     for step in range(0, 400, 20):
