@@ -8,6 +8,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,29 @@ def load(directory: Path, step: int, like: PyTree) -> TrainState:
     if not (last / str(step)).is_dir():
         raise FileNotFoundError(f"no checkpoint {last / str(step)}: the run has moved or not ended")
     try:
-        with ocp.CheckpointManager(last, options=ocp.CheckpointManagerOptions(read_only=True)) as m:
-            return _restore(m, step, like)
+        with _without_warnings(), _reader(last) as manager:
+            return _restore(manager, step, like)
     except Exception as error:  # (Orbax raises many kinds)
         raise ValueError(
             f"checkpoint {last / str(step)} is not usable: {_reason(error)}"
         ) from error
+
+
+def _reader(directory: Path) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+    return ocp.CheckpointManager(directory, options=options)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Orbax warns of every directory that is only read: in a notebook, in the midst of results."""
+    logger = getLogger("absl")
+    before = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _reason(error: Exception) -> str:
