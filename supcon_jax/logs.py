@@ -150,7 +150,9 @@ class Progress:
             self.note(f"{self._stage} {step}/{self._total}  {summary(metrics)}")
         else:
             self._shown |= metrics  # held-out scores stay until there are newer ones
-            self._bar.set_postfix_str(summary(self._shown))
+            taken = len(f"{self._stage} |    | {self._total}/{self._total} 00:00, ")
+            room = (self._bar.format_dict["ncols"] or 80) - taken
+            self._bar.set_postfix_str(summary(self._shown, room))
 
     def note(self, line: str) -> None:
         """A line of its own, above the bar."""
@@ -165,7 +167,7 @@ class Progress:
 
 
 CELL_COLUMNS = 100
-SHOWN = {  # metric -> how a line shows it; a narrow terminal cuts the last ones
+SHOWN = {  # metric -> how a line shows it, the most important first
     "loss": "loss {:.3f}",
     "excess": "excess {:.3f}",
     "heldout/top1": "top-1 {:.1%}",
@@ -176,9 +178,12 @@ SHOWN = {  # metric -> how a line shows it; a narrow terminal cuts the last ones
 }
 
 
-def summary(metrics: Mapping[str, float]) -> str:
-    """The metrics that matter most, on one line."""
-    return "  ".join(text.format(metrics[key]) for key, text in SHOWN.items() if key in metrics)
+def summary(metrics: Mapping[str, float], room: int = 1000) -> str:
+    """The metrics that matter most, on one line, as many as there is room for."""
+    parts = [text.format(metrics[key]) for key, text in SHOWN.items() if key in metrics]
+    while len(line := "  ".join(parts)) > room:
+        parts.pop()
+    return line
 
 
 class Recorder:

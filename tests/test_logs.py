@@ -65,6 +65,17 @@ def test_bar_on_a_terminal():
     assert "loss 4.250" in shown
 
 
+def test_bar_leaves_whole_metrics_out_where_there_is_no_room(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = Terminal()
+    progress = Progress("supcon", 0, 400, stream)
+    scores = {"heldout/knn": 0.977, "contrastive_accuracy": 0.996, "time/images_per_s": 4383.0}
+    progress.show(400, {"loss": 3.293, "excess": 0.064, **scores})
+    progress.close()
+    shown = stream.getvalue().split("\r")[-1].rstrip("\n")
+    assert len(shown) <= 80 and shown.rstrip().endswith("match 99.6%")
+
+
 def test_bar_in_the_cell_of_a_notebook():
     # the class of sys.stderr there, which says that it is no terminal
     stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
