@@ -86,6 +86,7 @@ STEPS = (
     Step(
         "The encoder in PyTorch, without this package ([the script]"
         "(../experiments/first_hour/in_pytorch.py)):",
+        'pip install -q "torch==2.13.0"\n'
         "python experiments/first_hour/in_pytorch.py exported photos.npz",
     ),
     Step(
@@ -119,6 +120,9 @@ two CPU cores. Long outputs are shortened (`...`). Nothing else is needed.
 def shortened(output: str) -> str:
     """The output as a log file has it, lines in the middle left out where there are many."""
     lines = [line.rstrip()[:110] for line in output.splitlines() if line.strip()]
+    lines = [
+        line for line in lines if not line.startswith(("WARNING: Location", "[notice]"))
+    ]  # pip
     if len(lines) > SHOWN:
         lines = [*lines[: SHOWN // 2], "...", *lines[-SHOWN // 2 :]]
     return "\n".join(lines)
