@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,18 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SHOWN = 24  # lines of a long output
-CHURCH = "n03028079"  # as WordNet names it
+NAMES = {
+    "n01440764": "tench",
+    "n02102040": "springer",
+    "n02979186": "cassette_player",
+    "n03000684": "chain_saw",
+    "n03028079": "church",
+    "n03394916": "french_horn",
+    "n03417042": "garbage_truck",
+    "n03425413": "gas_pump",
+    "n03445777": "golf_ball",
+    "n03888257": "parachute",
+}
 
 
 class Step(NamedTuple):
@@ -48,7 +60,7 @@ STEPS = (
     ),
     Step(
         "## Your own photographs\n\nHere `photos` is a part of Imagenette: 300 photographs for "
-        "training and 120 for the test of each of ten classes, the folders named by WordNet. "
+        "training and 120 for the test of each of ten classes, in folders `photos/SPLIT/CLASS`. "
         "Everything can be left to `--config folder`; on two CPU cores smaller images, a narrower "
         "network and fewer epochs make it a matter of minutes.",
         TRAIN,
@@ -71,7 +83,7 @@ STEPS = (
     Step("", "python -m supcon_jax.search --query photos/val/QUERY --index photos.npz --count 5"),
     Step(
         "",
-        "python -m supcon_jax.predict --workdir runs/photos --images photos/val/CLASS "
+        "python -m supcon_jax.predict --workdir runs/photos --images photos/val/church "
         "--out church.csv\nhead -n 5 church.csv",
     ),
     Step(
@@ -128,50 +140,64 @@ def shortened(output: str) -> str:
     return "\n".join(lines)
 
 
+def words(text: str) -> list[str]:
+    """The paragraphs of a text; those that are no headings or pictures are filled."""
+    parts = text.split("\n\n") if text else []
+    return [part if part[0] in "#!" else textwrap.fill(part, 110) for part in parts]
+
+
+def typed(command: str, place: Path, environment: dict[str, str]) -> list[str]:
+    """A command, how long it took, and what it said."""
+    print(command, flush=True)
+    start = time.monotonic()
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=place,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    seconds = time.monotonic() - start
+    took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    said = shortened(re.sub(rf"{re.escape(str(place))}/?", "", done.stdout))
+    print(said, took, sep="\n", flush=True)
+    return [f"```bash\n{command}\n```", f"({took})", f"```\n{said}\n```"]
+
+
+def cloned(scratch: str, photos: Path) -> Path:
+    """A clone of this repository, with the photographs in it under readable names."""
+    place = Path(scratch, "supcon_jax")
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(place)], check=True)
+    for folder in photos.glob("*/*"):
+        name = NAMES.get(folder.name, folder.name)
+        shutil.copytree(folder, place / "photos" / folder.parent.name / name)
+    return place
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write down the first hour.")
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "first_hour.md")
-    parser.add_argument("--keep", type=Path, help="folder to copy explore.html to")
+    parser.add_argument("--keep", type=Path, help="folder that gets explore.html")
     options = parser.parse_args()
-    query = f"{CHURCH}/{min(os.listdir(options.photos / 'val' / CHURCH))}"
     with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch, "supcon_jax")
-        subprocess.run(["git", "clone", "-q", str(ROOT), str(place)], check=True)
-        (place / "photos").symlink_to(options.photos.resolve())
+        place = cloned(scratch, options.photos)
         commit = ["git", "-C", str(place), "rev-parse", "--short=12", "HEAD"]
         head = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
         environment = {**os.environ, "XDG_CACHE_HOME": str(Path(scratch, "cache"))}
         environment["PATH"] = f"{place}/.venv/bin:{environment['PATH']}"
         environment.pop("PYTHONPATH", None)
-        text = [HEAD]
+        query = f"church/{min(os.listdir(place / 'photos' / 'val' / 'church'))}"
+        text = [HEAD.rstrip()]
         for step in STEPS:
-            command = step.command.replace("QUERY", query).replace("CLASS", CHURCH)
-            print(command, flush=True)
-            start = time.monotonic()
-            done = subprocess.run(
-                ["bash", "-c", command],
-                cwd=place,
-                env=environment,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
-            seconds = time.monotonic() - start
-            said = re.sub(rf"{re.escape(scratch)}/supcon_jax/?", "", done.stdout)
-            took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-            text += [
-                step.text,
-                f"```bash\n{command}\n```",
-                f"({took})",
-                f"```\n{shortened(said)}\n```",
-            ]
-            print(shortened(said), took, sep="\n", flush=True)
+            command = step.command.replace("QUERY", query)
+            text += [*words(step.text), *typed(command, place, environment)]
         if options.keep:
             shutil.copy(place / "runs/photos/explore.html", options.keep)
     text.append(f"Recorded at commit {head}, Python {sys.version.split()[0]}, 2 CPU cores.")
-    options.out.write_text("\n\n".join(part for part in text if part) + "\n")
+    options.out.write_text("\n\n".join(text) + "\n")
 
 
 if __name__ == "__main__":
