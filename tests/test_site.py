@@ -34,7 +34,7 @@ COMMANDS = [
 # Modules all of whose public functions and classes are in the API pages, but for these.
 WHOLE = {
     "losses": {"with_margin"},
-    "models": {"DEPTHS"},
+    "models": {"DEPTHS", "ENCODERS"},
     "data.augment": {"one_by_one"},
     "data.policies": set(),
     "inference": {"apply_to_files", "preprocess"},
@@ -55,6 +55,9 @@ ALONE = (
     "search.nearest",
     "export.export_run",
     "explore.explore",
+    "suites.open_subject",
+    "data.sources.from_arrays",
+    "data.sources.decoder",
 )
 
 
