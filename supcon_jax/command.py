@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import jax
-from absl import logging
+
+try:
+    from absl import logging
+except ModuleNotFoundError:
+    sys.exit("error: only the loss is installed here; the commands need supcon-jax[train]")
 
 from supcon_jax.interruption import Stopped
 from supcon_jax.logs import warn

@@ -19,10 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from supcon_jax import command  # first: says what to install where nothing below is there
+
+# isort: split
 from ml_collections import ConfigDict
 
-from supcon_jax import command, report, transfer
 from supcon_jax import config as configuration
+from supcon_jax import report, transfer
 from supcon_jax.fitting import fit_to_images
 from supcon_jax.suites import SEVERITIES, SUITES, TRANSFER, open_subject
 from supcon_jax.train import write_json

@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from supcon_jax import command  # first: says what to install where nothing below is there
+
+# isort: split
 import jax
 import numpy as np
 from jax import export
 from safetensors.numpy import save_file
 
-from supcon_jax import command
 from supcon_jax.inference import load_encoder
 from supcon_jax.models import encoder_to_torch
 from supcon_jax.parallel import make_mesh

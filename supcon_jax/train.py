@@ -29,12 +29,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from supcon_jax import command  # first: says what to install where nothing below is there
+
+# isort: split
 from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from supcon_jax import command, parallel, plan, report
 from supcon_jax import config as configuration
+from supcon_jax import parallel, plan, report
 from supcon_jax.checkpoints import Checkpoints
 from supcon_jax.data import pipeline
 from supcon_jax.evaluation.embed import Embedded, embed, knn_accuracy, top_k_accuracy

@@ -87,3 +87,27 @@ with command.running(debug=False):
     said = process.stderr.read()
     process.stderr.close()
     assert (process.wait(), said) == (141, b"")
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"doctor", "data.prepare"}))
+def test_a_command_of_the_install_for_the_loss_alone_names_the_remedy(name):
+    code = f"""
+import runpy, sys
+from importlib.abc import MetaPathFinder
+
+class Missing(MetaPathFinder):
+    def find_spec(self, fullname, path, target=None):
+        if fullname.split(".")[0] in TRAIN:
+            raise ModuleNotFoundError(f"No module named '{{fullname}}'")
+
+TRAIN = (
+    "absl bokeh clu cv2 flax grain matplotlib ml_collections optax orbax PIL pyarrow safetensors "
+    "sklearn tensorboard tensorflow_datasets tqdm"
+).split()
+sys.meta_path.insert(0, Missing())
+runpy.run_module("supcon_jax.{name}", run_name="__main__")
+"""
+    done = run("-c", code)
+    assert (done.returncode, done.stdout) == (1, "")
+    expected = "error: only the loss is installed here; the commands need supcon-jax[train]\n"
+    assert done.stderr == expected
