@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.pictures import Draw, dots
 from supcon_jax import config as configuration
 from supcon_jax.command import keep_compiled_programs, quieten
 from supcon_jax.report import circumstances
@@ -63,7 +64,7 @@ def main(
     *,
     measure: Measure = accuracies,
     derive: Callable[[Values], Values] = lambda values: {},
-    draw: Callable[[dict[str, Any], Path], None] | None = None,
+    draw: Draw = dots,
 ) -> None:
     """The command of an experiment.
 
@@ -115,12 +116,11 @@ def main(
     record |= {"command": _command(script, options), **circumstances()}
     out = options.out or (scratch if options.scale == "smoke" else script.parent)
     write(out / "results.json", options.scale, record)
-    if draw is not None:
-        workdirs = {
-            name: [workdir_of(config, seed, scratch) for seed in range(seeds)]
-            for name, config in configs.items()
-        }
-        draw(record | {"workdirs": workdirs}, out / f"{options.scale}.png")
+    workdirs = {
+        name: [workdir_of(config, seed, scratch) for seed in range(seeds)]
+        for name, config in configs.items()
+    }
+    draw(record | {"workdirs": workdirs}, out / f"{options.scale}.png")
     print(table(record))
 
 
@@ -269,39 +269,3 @@ def _command(script: Path, options: argparse.Namespace) -> str:
     given = {"scale": options.scale, "seeds": options.seeds}
     flags = " ".join(f"--{name} {value}" for name, value in given.items() if value)
     return f"python -m experiments.{script.parent.name}.run {flags}"
-
-
-def curve(label: str, metric: str = "top1") -> Callable[[dict[str, Any], Path], None]:
-    """Draws a metric, mean and standard deviation, against settings "NUMBER" or "NUMBER: LINE"."""
-
-    def draw(record: dict[str, Any], file: Path) -> None:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-
-        lines: dict[str, list[tuple[float, float, float]]] = {}
-        for name, found in record["quantities"].items():
-            setting, _, of = name.rpartition("/")
-            number, _, line = setting.partition(": ")
-            if of == metric and found["mean"] is not None:
-                lines.setdefault(line, []).append((float(number), found["mean"], found["sd"]))
-        figure, axis = plt.subplots(figsize=(5.5, 4), layout="constrained")
-        for line, points in lines.items():
-            numbers, means, sds = zip(*sorted(points), strict=True)
-            axis.errorbar(numbers, means, sds, marker=".", capsize=2, label=line or None)
-        axis.set(
-            xscale="log",
-            xlabel=label,
-            ylabel="test top-1, %" if metric == "top1" else f"test {metric}, %",
-        )
-        axis.set_xticks(sorted({x for points in lines.values() for x, _, _ in points}))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.minorticks_off()
-        if any(lines):
-            axis.legend(frameon=False)
-        axis.spines[["top", "right"]].set_visible(False)
-        figure.savefig(file, dpi=110)
-        plt.close(figure)
-
-    return draw

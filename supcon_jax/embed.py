@@ -73,8 +73,7 @@ def embed_images(
         raise ValueError(f"none of the {len(files)} images can be decoded")
     of = {
         "workdir": str(Path(workdir).resolve()),
-        "config_hash": run.config_hash,
-        "steps": run.steps,
+        **run.identity,
         "layer": layer,
         "normalised": normalised,
     }

@@ -28,9 +28,8 @@ from supcon_jax import config as configuration
 from supcon_jax import report, transfer
 from supcon_jax.fitting import fit_to_images
 from supcon_jax.suites import SEVERITIES, SUITES, TRANSFER, open_subject
-from supcon_jax.train import write_json
 from supcon_jax.trained import open_run, open_weights
-from supcon_jax.workdir import claimed
+from supcon_jax.workdir import claimed, write_json
 
 
 def evaluate(
@@ -87,10 +86,10 @@ def evaluate(
     folder, file = run.workdir / "evaluation", run.workdir / "evaluation.json"
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(run.workdir):
-        record: dict[str, Any] = {"config_hash": run.config_hash, "steps": run.steps, "suites": {}}
+        record: dict[str, Any] = {**run.identity, "suites": {}}
         if file.exists():
             before = json.loads(file.read_text())
-            same = all(before.get(key) == record[key] for key in ("config_hash", "steps"))
+            same = all(before.get(key) == value for key, value in run.identity.items())
             record["suites"] = before["suites"] if same else {}
         for suite in suites:
             found, results = SUITES[suite](subject, folder), record["suites"]

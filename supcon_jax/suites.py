@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from supcon_jax import transfer
+from supcon_jax.config import config_hash, used
 from supcon_jax.data.sources import Source, is_prepared, open_source
 from supcon_jax.evaluation.calibration import (
     Reliability,
@@ -44,7 +45,7 @@ from supcon_jax.stages import (
 )
 from supcon_jax.train import run_stage
 from supcon_jax.trained import Run, Trained, load_stage
-from supcon_jax.workdir import write_whole
+from supcon_jax.workdir import reserve, write_whole
 
 SEVERITIES = range(1, 6)
 PUBLISHED = {  # corrupted images in TFDS: name, split, and its names of corruptions that differ
@@ -241,7 +242,7 @@ def sgd_probe(subject: Subject, folder: Path) -> dict[str, Any]:
     stage = build_stage(config, "linear", subject.data, subject.mesh)
     start = create(stage, config, subject.mesh, previous=subject.trained.state)
     place = folder / f"sgd_probe{'-unit' * subject.normalised}"
-    place.mkdir(exist_ok=True)
+    reserve(place, {**subject.run.identity, "stage": config_hash(used(config))})
     with Interruptions().caught() as interruptions, closing(Logs(place)) as logs:
         state = run_stage(stage, start, config, subject.data, subject.mesh, logs, interruptions)
     size = config.evaluation.batch_size
@@ -307,7 +308,7 @@ def robustness(subject: Subject, folder: Path) -> dict[str, Any]:
     """
     log = folder / f"corruptions-{subject.layer}{'-unit' * subject.normalised}.jsonl"
     images = corrupted_images(subject)
-    of = {"config_hash": subject.run.config_hash, "steps": subject.run.steps, "images": images.name}
+    of = {**subject.run.identity, "images": images.name}
     earlier = [record for record in _records(log) if record["of"] == of]
     write_whole(log, "".join(json.dumps(record) + "\n" for record in earlier))
     done = {(record["name"], record["severity"]): record for record in earlier}

@@ -19,7 +19,6 @@ Started again with the same command, a run goes on from its last checkpoint.
   --debug                         show logs and the traceback of an error
 """
 
-import json
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -48,7 +47,7 @@ from supcon_jax.profiling import Traced
 from supcon_jax.stages import Data, Stage, batches, build_stage, check_batch, create, open_data
 from supcon_jax.state import TrainState
 from supcon_jax.validation import validate
-from supcon_jax.workdir import check_config, claimed, write_whole
+from supcon_jax.workdir import check_config, claimed, write_json
 
 
 def train_and_evaluate(
@@ -148,11 +147,6 @@ def evaluate(
         write_json(workdir / "results.json", results)
         report.save_embedding(workdir, test.features, test.labels, data.test.class_names)
     return results
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    write_whole(file, json.dumps(content, indent=2) + "\n")
 
 
 def run_stage(

@@ -41,6 +41,11 @@ class Run:
     config_hash: str
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What results of this run are kept with: other weights have another."""
+        return {"config_hash": self.config_hash, "steps": self.steps}
+
+    @property
     def imported(self) -> bool:
         """Whether the encoder is of `config.model.weights` and nothing was trained."""
         return not self.steps

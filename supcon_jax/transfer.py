@@ -37,8 +37,9 @@ from supcon_jax.interruption import Interruptions
 from supcon_jax.logs import Logs, warn
 from supcon_jax.stages import Data, Stage, build_stage, check_batch, create
 from supcon_jax.state import TrainState
-from supcon_jax.train import run_stage, write_json
+from supcon_jax.train import run_stage
 from supcon_jax.trained import Run
+from supcon_jax.workdir import reserve, write_json
 
 PENALTIES = tuple(np.logspace(-6, 5, 45).tolist())
 HOLDOUT = 0.2  # share of the training images to choose on, where no split is there for that
@@ -405,21 +406,16 @@ class _Fitting:
             self.run.config, self.target, train.size, rate=rate, decay=decay, **options
         )
         of = {
-            "run": self.run.config_hash,
-            "steps": self.run.steps,
+            **self.run.identity,
             "images": [train.size, scored.size],
             "metric": self.target.metric,
-            "config_hash": configuration.config_hash(configuration.used(config)),
+            "stage": configuration.config_hash(configuration.used(config)),
             "dir": self.target.fields["dir"],
         }
+        reserve(place, of)
         file = place / "point.json"
-        record = json.loads(file.read_text()) if file.exists() else {}
-        if record.get("of") != of:
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir(parents=True)
-            write_json(file, {"of": of})
-        elif "score" in record:
-            return tuple(record["score"])
+        if file.exists():
+            return tuple(json.loads(file.read_text())["score"])
         score: tuple[float | None, float | None]
         try:
             score = self.trained(config, train, scored, place)
@@ -428,7 +424,7 @@ class _Fitting:
                 raise
             score = None, None
             warn(f"fine-tuning with learning rate {rate:.3g} and weight decay {decay:.3g} diverged")
-        write_json(file, {"of": of, "learning_rate": rate, "weight_decay": decay, "score": score})
+        write_json(file, {"learning_rate": rate, "weight_decay": decay, "score": score})
         if may_diverge:  # one of many, whose parameters nobody needs
             shutil.rmtree(place / "checkpoints", ignore_errors=True)
         return score

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -78,3 +79,23 @@ def write_whole(file: Path, text: str) -> None:
         out.flush()
         os.fsync(out.fileno())
     temporary.replace(file)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_whole(file, json.dumps(content, indent=2) + "\n")
+
+
+def reserve(folder: Path, of: dict[str, Any]) -> None:
+    """Make a folder for work that goes on where it was interrupted, and only there.
+
+    Args:
+      folder: emptied if what it holds is not of the same.
+      of: all that the work depends on, as JSON has it; kept in "of.json".
+    """
+    file = folder / "of.json"
+    if file.exists() and json.loads(file.read_text()) == of:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_json(file, of)

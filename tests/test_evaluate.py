@@ -176,6 +176,25 @@ def test_imported_weights_are_not_mixed_with_others(imported, copy, tmp_path):
         evaluate.evaluate(tmp_path / "new", imported=other)
 
 
+def test_linear_stage_by_sgd_starts_anew_for_other_weights(imported, tmp_path):
+    config, _, arrays = imported
+    other = config.copy_and_resolve_references()
+    other.model.weights = str(tmp_path / "other.npz")
+    np.savez(other.model.weights, **{**arrays, "conv1.weight": -arrays["conv1.weight"]})
+
+    def probe(folder, config):
+        record = evaluate.evaluate(folder, ["sgd_probe"], imported=config)
+        return record["suites"]["encoder, length 1"]["sgd_probe"]
+
+    alone = probe(tmp_path / "alone", other)
+    first = probe(tmp_path / "both", config)
+    second = probe(tmp_path / "both", other)
+    assert second == alone != first
+    with (tmp_path / "both" / "evaluation" / "sgd_probe-unit" / "metrics.jsonl").open() as lines:
+        steps = [json.loads(line)["step"] for line in lines]
+    assert steps == sorted(set(steps))  # of one training
+
+
 def test_weights_of_another_encoder_are_refused(imported, tmp_path, capsys):
     command = ["--workdir", str(tmp_path), "--weights", imported[0].model.weights]
     with pytest.raises(SystemExit) as stopped:

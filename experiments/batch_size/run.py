@@ -5,7 +5,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.bases import RECIPES, base, with_fields
-from experiments.runner import Claim, curve, main
+from experiments.pictures import curve
+from experiments.runner import Claim, main
 
 SIZES = {"smoke": (128, 256), "cpu": (16, 32, 64, 128, 256), "gpu": (128, 256, 512, 1024, 2048)}
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.bases import RECIPES, base, with_fields
-from experiments.runner import Claim, curve, main
+from experiments.pictures import curve
+from experiments.runner import Claim, main
 
 SHARES = (0.125, 0.25, 0.5, 1.0, 2.0)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.bases import RECIPES, base, with_fields
+from experiments.pictures import curve
 from experiments.runner import Claim, main
 
 RATIOS = (1.0, 10.0, 50.0)  # images of the first class over those of the last
@@ -36,4 +37,4 @@ CLAIMS = [
 ]
 
 if __name__ == "__main__":
-    main(settings, CLAIMS)
+    main(settings, CLAIMS, draw=curve("images of the first class, for one of the last"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.bases import RECIPES, base, with_fields
+from experiments.pictures import curve
 from experiments.runner import Claim, main
 
 SHARES = (0.0, 0.2, 0.4, 0.6)  # of labels drawn anew from all classes
@@ -31,4 +32,4 @@ CLAIMS = [
 ]
 
 if __name__ == "__main__":
-    main(settings, CLAIMS)
+    main(settings, CLAIMS, draw=curve("share of the labels drawn anew", scale="linear"))

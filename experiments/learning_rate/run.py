@@ -6,7 +6,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.bases import RECIPES, base, with_fields
-from experiments.runner import Claim, Values, curve, main
+from experiments.pictures import curve
+from experiments.runner import Claim, Values, main
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the base recipe's learning rate
 

@@ -12,7 +12,12 @@ from supcon_jax.suites import of_logits, open_subject, sgd_probe
 from supcon_jax.trained import open_run
 
 METHODS = {**RECIPES, "SimCLR": "simclr"}
-TIMES = {"SGD": 1, "SGD, 5 times as long": 5}  # the epochs of the base recipe
+AS_THEY_ARE = {"crop_area": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": 0.0}
+LINEAR_STAGES: dict[str, tuple[int, dict[str, Any]]] = {  # times the recipe's epochs, augmentation
+    "SGD": (1, {}),
+    "SGD, 5 times as long": (5, {}),
+    "SGD, 5 times as long, no augmentation": (5, AS_THEY_ARE),
+}
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
@@ -27,8 +32,9 @@ def probed(workdir: Path, config: ConfigDict, results: Mapping[str, Any]) -> Map
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
     found = {"fast": of_logits(subject.probed(subject.test), subject.test.labels)["top1"]}
-    for name, times in TIMES.items():
+    for name, (times, augment) in LINEAR_STAGES.items():
         subject.run.config.linear.epochs = times * config.linear.epochs
+        subject.run.config.linear.augment.update(augment)
         found[name] = sgd_probe(subject, folder)["top1"]
     return {name: 100 * top1 for name, top1 in found.items()}
 
@@ -41,7 +47,7 @@ def differences(values: Values) -> Values:
             for fast, slow in zip(values[f"{method}/fast"], values[f"{method}/{name}"], strict=True)
         ]
         for method in METHODS
-        for name in TIMES
+        for name in LINEAR_STAGES
     }
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.bases import RECIPES, base, with_fields
-from experiments.runner import Claim, curve, main
+from experiments.pictures import curve
+from experiments.runner import Claim, main
 
 IMAGES = {"smoke": (60,), "cpu": (10, 20, 50, 100, 200), "gpu": (50, 100, 500, 5000)}
 

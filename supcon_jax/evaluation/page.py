@@ -188,6 +188,7 @@ def _points(predicted: Predicted, shown: Shown) -> Any:
 def _map(points: Any, class_names: Sequence[str]) -> Any:
     """The images at their places: a colour for each class, crosses for those taken for another."""
     from bokeh.models import CDSView, CustomJS, GroupFilter, HoverTool
+    from bokeh.models.annotations import Legend, LegendItem
     from bokeh.palettes import Category10, Category20, Turbo256
     from bokeh.plotting import figure
     from bokeh.transform import factor_cmap
@@ -211,20 +212,25 @@ def _map(points: Any, class_names: Sequence[str]) -> Any:
         size="size", marker="marker", alpha=0.75, line_width=2, nonselection_alpha=0.3
     )
     if listed:  # a click on a name of the legend hides the class
+        items = []
         for name, color in zip(names, colors, strict=True):
             view = CDSView(filter=GroupFilter(column_name="label", group=name))
-            plot.scatter(
-                "x", "y", source=points, view=view, color=color, legend_label=name, **options
-            )
-        plot.legend.click_policy = "hide"
-        plot.legend.title = "label"
-        plot.add_layout(plot.legend[0], "right")
+            scatter: Any = plot.scatter("x", "y", source=points, view=view, color=color, **options)
+            index = _first_right(points, name)
+            items.append(LegendItem(label=name, renderers=[scatter], index=index))
+        plot.add_layout(Legend(items=items, title="label", click_policy="hide"), "right")
     else:
         plot.scatter("x", "y", source=points, color=factor_cmap("label", colors, names), **options)
     plot.add_tools(HoverTool(tooltips=TOOLTIP, limit=1))
     show = CustomJS(args={"points": points}, code="show_neighbours(points)")
     points.selected.js_on_change("indices", show)
     return plot
+
+
+def _first_right(points: Any, label: str) -> int | None:
+    """The first image of a class that is taken for it, so that the legend shows no cross."""
+    pairs = zip(points.data["label"], points.data["predicted"], strict=True)
+    return next((k for k, pair in enumerate(pairs) if pair == (label, label)), None)
 
 
 def _confusions(predicted: Predicted, points: Any) -> Any:
