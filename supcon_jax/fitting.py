@@ -109,9 +109,9 @@ def _fit_stage(stage: ConfigDict, rate: float, images: int, classes: int) -> Ite
         yield f"learning_rate={stage.schedule.learning_rate:.4g}, in proportion to the batch"
 
 
-REFERENCE_RATES = {  # for a batch of 256, those of configs/imagenette.py
-    "supcon": 0.125,
-    "simclr": 0.125,
+REFERENCE_RATES = {  # for a batch of 256
+    "supcon": 0.5,
+    "simclr": 0.5,
     "linear": 1.0,
     "cross_entropy": 0.1,
     "finetune": 0.01,

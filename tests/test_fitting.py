@@ -95,7 +95,7 @@ def test_lengths_follow_the_number_of_images(make):
     assert config.supcon.batch_size == config.linear.batch_size == 16  # up to a quarter of 120
     assert "supcon: batch_size=16, for a quarter of 120 training images" in said
     assert config.supcon.epochs == 300 and config.linear.epochs == 100
-    assert config.supcon.schedule.learning_rate == pytest.approx(0.125 / 16)
+    assert config.supcon.schedule.learning_rate == pytest.approx(0.5 / 16)
     assert "cross_entropy" not in said  # a stage that does not run
 
 

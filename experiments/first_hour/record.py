@@ -46,8 +46,7 @@ CLONE = "git clone https://github.com/supcon-jax/supcon_jax && cd supcon_jax"
 TRAIN = """python -m supcon_jax.train --config folder --config.data.dir=photos \\
   --workdir runs/photos --config.data.load_size=72 --config.data.image_size=64 \\
   --config.model.stem=imagenet --config.model.width=0.25 \\
-  --config.supcon.batch_size=64 --config.supcon.schedule.learning_rate=0.125 \\
-  --config.supcon.head.batch_norm=True --config.supcon.epochs=30 --config.linear.epochs=30"""
+  --config.supcon.batch_size=64 --config.supcon.epochs=30 --config.linear.epochs=30"""
 STEPS = (
     Step(
         "## Clone, and the first run\n\n`make demo` makes an environment in `.venv`, trains on "
@@ -64,8 +63,7 @@ STEPS = (
         "training and 120 for the test of each of ten classes, in folders `photos/SPLIT/CLASS`. "
         "Everything can be left to `--config folder`; on two CPU cores smaller images, a narrower "
         "network and fewer epochs make it a matter of minutes, and of less accuracy; smaller "
-        "batches (more steps), a larger learning rate for them and batch norm in the head get away "
-        "from the collapsed value sooner.",
+        "batches, more steps in as many epochs, get away from the collapsed value sooner.",
         TRAIN,
     ),
     Step(
