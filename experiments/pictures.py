@@ -28,7 +28,7 @@ def curve(label: str, scale: str = "log") -> Draw:
 
     def draw(record: dict[str, Any], file: Path) -> None:
         lines: dict[str, list[tuple[float, float, float]]] = {}
-        for name, group, found in _rows(record):
+        for name, group, found in rows(record):
             number = float(name.removesuffix(f": {group}"))
             lines.setdefault(group, []).append((number, found["mean"], found["sd"]))
         figure, axis = _figure(5.5, 4)
@@ -54,35 +54,35 @@ def dots(record: dict[str, Any], file: Path) -> None:
     """
     from matplotlib import colormaps
 
-    rows = _rows(record)
-    groups = list(dict.fromkeys(row.group for row in rows))
+    drawn = rows(record)
+    groups = list(dict.fromkeys(row.group for row in drawn))
     colors = colormaps["tab10"].colors
-    figure, axis = _figure(6.5, 1.0 + 0.27 * len(rows))
-    for place, (_, group, found) in enumerate(rows):
+    figure, axis = _figure(6.5, 1.0 + 0.27 * len(drawn))
+    for place, (_, group, found) in enumerate(drawn):
         color, values = colors[groups.index(group) % len(colors)], found["values"]
         axis.plot(values, [place] * len(values), "o", color=color, fillstyle="none", alpha=0.5)
         axis.errorbar(
             found["mean"], place, xerr=found["sd"], fmt="|", color=color, markersize=12, capsize=3
         )
-    axis.set_yticks(range(len(rows)), [row.name for row in rows])
+    axis.set_yticks(range(len(drawn)), [row.name for row in drawn])
     axis.invert_yaxis()
     axis.set_xlabel("test top-1, %")
     axis.grid(axis="x", alpha=0.3)
     _save(figure, file)
 
 
-def _rows(record: dict[str, Any]) -> list[Row]:
+def rows(record: dict[str, Any]) -> list[Row]:
     """What is drawn of a record; a setting with a run that diverged is not."""
     quantities = record["quantities"].items()
     top1 = any(name.endswith("/top1") for name, _ in quantities)
-    rows = []
+    drawn = []
     for quantity, found in quantities:
         setting, _, metric = quantity.rpartition("/")
         if not setting or found["mean"] is None or (top1 and metric != "top1"):
             continue
         name = setting if top1 else f"{setting}: {metric}"
-        rows.append(Row(name, name.partition(": ")[2], found))
-    return rows
+        drawn.append(Row(name, name.partition(": ")[2], found))
+    return drawn
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
