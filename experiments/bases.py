@@ -37,6 +37,13 @@ def base(
     return make(recipe, data, name)
 
 
+def published(file: str, recipe: str, data: Path | None) -> ConfigDict:
+    """A recipe of the paper as it stands in its file; on ImageNet in the data folder."""
+    config = configuration.load(f"{file}:{recipe}")
+    config.data.dir = str(data or "")
+    return config
+
+
 def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
     """The configuration with some fields changed, by their paths."""
     config.update_from_flattened_dict(dict(fields))
@@ -85,9 +92,7 @@ def _gpu(recipe: str, data: Path | None, name: str) -> ConfigDict:
 
 
 def _paper(recipe: str, data: Path | None, name: str) -> ConfigDict:
-    config = configuration.load(f"resnet50:{recipe}")
-    config.data.dir = str(data or "")
-    return config
+    return published("resnet50", recipe, data)
 
 
 def _unattended(config: ConfigDict, every_epochs: float = 1e9, keep: int = 1) -> ConfigDict:

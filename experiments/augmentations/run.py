@@ -13,6 +13,9 @@ POLICIES = {
     "gpu": ("crop_flip", "sim_augment", "auto_augment", "rand_augment"),
     "paper": ("sim_augment", "auto_augment", "rand_augment", "stacked_rand_augment"),
 }
+# Of the colours: the published strength, and a weaker one for small images.
+COLOURS = {"jitter": 1.0, "jitter_form": "tensorflow", "blur": 0.5}
+WEAK = {"jitter": 0.4}
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
@@ -20,10 +23,11 @@ def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
     found = {}
     for first in POLICIES[scale]:
         for second in POLICIES[scale]:
-            fields = {}
+            fields: dict[str, object] = {}
             for stage, policy in (("supcon", first), ("linear", second)):
                 fields[f"{stage}.augment.name"] = policy
-                fields[f"{stage}.augment.jitter"] = 0.4
+                colours = COLOURS if scale == "paper" else WEAK
+                fields |= {f"{stage}.augment.{field}": x for field, x in colours.items()}
                 if scale == "cpu":  # its linear stage has no crops otherwise
                     fields[f"{stage}.augment.crop_area"] = (0.5, 1.0)
             found[f"{first}, {second}"] = with_fields(base(scale, "supcon", data), fields)

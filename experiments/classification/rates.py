@@ -1,9 +1,9 @@
 """Learning rates of the cpu scale, for every method: python -m experiments.classification.rates
 
 Each method with its rate times 0.3, 1 and 3, and on from there while the best is the smallest or
-largest one; one seed, a fifth of the training images held out. The rate that is best on these is
-used by all experiments. The rate of the linear stage is tried with
-SupCon. Goes on where it was stopped. Writes rates.json.
+largest one; one seed, a fifth of the training images held out. Every experiment uses the rate that
+is best on these for its methods; those of other optimizers and of the ViT were set by hand. The
+rate of the linear stage is tried with SupCon. Goes on where it was stopped. Writes rates.json.
 """
 
 import argparse

@@ -7,7 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments.bases import RECIPES, base, with_fields
+from experiments.bases import RECIPES
+from experiments.classification.run import DATA, methods
 from experiments.embedding.geometry import class_separation, neural_collapse
 from experiments.runner import Claim, main
 from supcon_jax import parallel
@@ -17,15 +18,14 @@ from supcon_jax.report import draw_maps
 from supcon_jax.suites import Subject
 from supcon_jax.trained import open_run
 
-METHODS = {**RECIPES, "L_in": "supcon", "SimCLR": "simclr"}
+METHODS = (*RECIPES, "L_in", "SimCLR")
 NAMES = ("NC1", "NC2 norms", "NC2 angles")
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
-    """The base recipe of each loss."""
-    found = {name: base(scale, recipe, data) for name, recipe in METHODS.items()}
-    with_fields(found["L_in"], {"supcon.objective.loss": "supcon_in"})
-    return found
+    """The recipe of each loss, with its own learning rate."""
+    found = methods(scale, data, DATA[scale][0])
+    return {name: found[name] for name in METHODS}
 
 
 def embedding_geometry(

@@ -28,8 +28,8 @@ def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
 
 CLAIMS = [
     Claim(
-        "longer pre-training is better for SupCon",
-        "flat from 200 epochs on",
+        "pre-training with SupCon twice as long is better than half as long",
+        "better up to 200 epochs, nearly flat from there",
         "2.0: SupCon/top1",
         "0.5: SupCon/top1",
     ),

@@ -1,8 +1,9 @@
 """Hard and easy positives and negatives: their shares of the gradient during training.
 
-SupCon and L_in are trained with the base recipe. At each checkpoint that was kept (and at the
-start), the same augmented training images go through the network as in training, and the terms of
-the gradient (closed_form.py) are added up for the pairs with the smallest and largest cosines.
+SupCon and L_in are trained as in the experiment classification. At each checkpoint that was kept
+(and at the start), the same augmented training images go through the network as in training, and
+the terms of the gradient (closed_form.py) are added up for the pairs with the smallest and largest
+cosines.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.bases import base, with_fields
+from experiments.bases import with_fields
+from experiments.classification.run import DATA, methods
 from experiments.gradients.closed_form import (
     Pairs,
     differences,
@@ -43,18 +45,16 @@ SHARES = (0.25, 0.5, 1.0)  # of an anchor's negatives or positives that are left
 CURVES = [f"{end} {kind}" for end in ("hardest", "easiest") for kind in ("positives", "negatives")]
 EDGES = np.linspace(-1, 1, 21)  # of the bins of the cosine
 AGREEMENT = "digits that agree with jax.grad"
-LOSS_OF = {"SupCon": "supcon", "L_in": "supcon_in"}
+METHODS = ("SupCon", "L_in")
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
-    """Both losses, with all checkpoints kept."""
+    """Both losses, each with its own learning rate, with all checkpoints kept."""
     keep: dict[str, float] = {"checkpoint.keep": 1000}
     if scale == "smoke":
         keep["checkpoint.every_epochs"] = 1.0
-    return {
-        name: with_fields(base(scale, "supcon", data), {"supcon.objective.loss": loss, **keep})
-        for name, loss in LOSS_OF.items()
-    }
+    found = methods(scale, data, DATA[scale][0])
+    return {name: with_fields(found[name], keep) for name in METHODS}
 
 
 def gradient_terms(
@@ -236,7 +236,7 @@ def draw(record: dict[str, Any], file: Path) -> None:
 
     figure, axes = plt.subplots(2, 2, figsize=(9.5, 7), layout="constrained")
     for row, kind in enumerate(("positives", "negatives")):
-        for place, name in enumerate(LOSS_OF):
+        for place, name in enumerate(METHODS):
             color = f"C{place}"
             for end, style in (("hardest", "-"), ("easiest", "--")):
                 epochs, means, sds = _by_epoch(record, f"{name}/{end} {kind}")
@@ -283,7 +283,7 @@ CLAIMS = [
             f"{name}/hardest {kind}",
             f"{name}/easiest {kind}",
         )
-        for name in LOSS_OF
+        for name in METHODS
         for kind in ("positives", "negatives")
     ),
     *(

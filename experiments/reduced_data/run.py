@@ -9,32 +9,55 @@ from experiments.pictures import curve
 from experiments.runner import Claim, main
 
 IMAGES = {"smoke": (60,), "cpu": (10, 20, 50, 100, 200), "gpu": (50, 100, 500, 5000)}
+SHARES = (0.01, 0.1, 1.0)  # of ImageNet, whose classes differ in size
+CLASSES = 10  # of the other scales' data sets
+IMAGENET = 1_281_167
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
-    """Both losses for so many images a class; epochs grow as the images become fewer."""
+    """Both losses for so many images; epochs grow as the images become fewer."""
+    field = "data.fraction" if scale == "paper" else "data.per_class"
     found = {}
-    for images in IMAGES.get(scale, (13, 130, 1300)):
+    for part, images in images_of(scale).items():
         for name, recipe in RECIPES.items():
-            config = base(scale, recipe, data)
-            largest = max(IMAGES.get(scale, (1300,)))
-            fields: dict[str, object] = {"data.per_class": images}
+            config = with_fields(base(scale, recipe, data), {field: part})
             for stage in config.stages:
-                longer = config[stage].epochs * largest / images
-                fields[f"{stage}.epochs"] = longer
-                fields[f"{stage}.warmup_epochs"] = longer / 10
-            found[f"{images}: {name}"] = with_fields(config, fields)
+                lengthen(config[stage], images, max(images_of(scale).values()))
+            found[f"{part}: {name}"] = config
     return found
+
+
+def images_of(scale: str) -> dict[float, int]:
+    """Images in all, by images of each class, or by the share of ImageNet."""
+    if scale == "paper":
+        return {share: int(share * IMAGENET) for share in SHARES}
+    return {count: CLASSES * count for count in IMAGES[scale]}
+
+
+def lengthen(stage: ConfigDict, images: int, largest: int) -> None:
+    """As many passes over few images as the stage makes over the largest number of them.
+
+    A batch that would be larger than all images is them, at a learning rate in proportion.
+    """
+    batch = min(stage.batch_size, images)
+    passes = stage.epochs * (largest // stage.batch_size) * stage.batch_size
+    epochs = passes / (images // batch * batch)
+    rate = stage.schedule.learning_rate * batch / stage.batch_size
+    stage.update(batch_size=batch, epochs=epochs, warmup_epochs=epochs / 10)
+    stage.schedule.learning_rate = rate
 
 
 CLAIMS = [
     Claim(
-        f"SupCon is more accurate than cross-entropy with {images} images of each class",
+        f"SupCon is more accurate than cross-entropy with {words}",
         "announced, no number",
-        f"{images}: SupCon/top1",
-        f"{images}: cross-entropy/top1",
+        f"{part}: SupCon/top1",
+        f"{part}: cross-entropy/top1",
     )
-    for images in (10, 20, 50, 100, 200, 500, 5000)
+    for part, words in {
+        **{n: f"{n} images of each class" for n in (10, 20, 50, 100, 200, 500, 5000)},
+        **{share: f"{share:.0%} of ImageNet" for share in SHARES},
+    }.items()
 ]
 
 if __name__ == "__main__":

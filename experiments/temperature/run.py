@@ -21,11 +21,13 @@ def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
 
 CLAIMS = [
     Claim(
-        "a temperature of 0.1 is better than 1.0",
+        f"a temperature of 0.1 is better than {t}",
         "best at 0.1; the best temperature is worth nearly 3 points",
         "0.1/top1",
-        "1.0/top1",
+        f"{t}/top1",
     )
+    for t in TEMPERATURES
+    if t != 0.1
 ]
 
 if __name__ == "__main__":
