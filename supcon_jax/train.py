@@ -46,6 +46,7 @@ from supcon_jax.logs import Logs, Recorder, read_metrics, warn
 from supcon_jax.profiling import Traced
 from supcon_jax.stages import Data, Stage, batches, build_stage, check_batch, create, open_data
 from supcon_jax.state import TrainState
+from supcon_jax.trained import checksum
 from supcon_jax.validation import validate
 from supcon_jax.workdir import check_config, claimed, write_json
 
@@ -108,6 +109,7 @@ def train_and_evaluate(
 
         logs = stack.enter_context(closing(Logs(workdir, writes=parallel.is_writer())))
         state: TrainState | None = None
+        checksums: dict[str, str] = {}
         for stage in stages:
             start = create(stage, config, mesh, previous=state)
             with ExitStack() as ending:
@@ -115,9 +117,10 @@ def train_and_evaluate(
                     traced = Traced(stage.train_step, workdir / "profile" / stage.name)
                     stage = replace(stage, train_step=ending.enter_context(closing(traced)))
                 state = run_stage(stage, start, config, data, mesh, logs, interruptions)
+            checksums[stage.name] = checksum(state)
         assert state is not None  # there is at least one stage
         logs.flush()
-        results = evaluate(stages, state, config, data, mesh, workdir)
+        results = evaluate(stages, state, checksums, config, data, mesh, workdir)
         if pictures and parallel.is_writer():
             report.draw([workdir], workdir)
         parallel.wait_for_all("results")
@@ -127,6 +130,7 @@ def train_and_evaluate(
 def evaluate(
     stages: list[Stage],
     state: TrainState,
+    checksums: Mapping[str, str],
     config: ConfigDict,
     data: Data,
     mesh: Mesh,
@@ -139,7 +143,10 @@ def evaluate(
     results = {
         "recipe": list(config.stages),
         "test": {"images": len(test.labels), **scores(test, references, config, classifies)},
-        "stages": {stage.name: spent(stage, workdir) for stage in stages},
+        "stages": {
+            stage.name: {**spent(stage, workdir), "checksum": checksums[stage.name]}
+            for stage in stages
+        },
         "config_hash": configuration.config_hash(plain),
         **report.circumstances(),
     }

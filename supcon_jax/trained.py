@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from supcon_jax import config as configuration
-from supcon_jax.checkpoints import load
+from supcon_jax.checkpoints import leaves, load
 from supcon_jax.models import Model, load_torch_encoder
 from supcon_jax.optimizers import make_optimizer
 from supcon_jax.parallel import replicate
@@ -32,6 +33,8 @@ class Run:
       class_names: label k is `class_names[k]`; none where the encoder is imported.
       steps: of each of its stages; none where the encoder is imported.
       config_hash: see `config.config_hash`; of an imported encoder with a hash of its file.
+      checksums: of the last state of each stage, see `checksum`; none where the run is of a version
+        that did not write them.
     """
 
     workdir: Path
@@ -39,11 +42,13 @@ class Run:
     class_names: tuple[str, ...]
     steps: dict[str, int]
     config_hash: str
+    checksums: dict[str, str] = field(default_factory=dict)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What results of this run are kept with: other weights have another."""
-        return {"config_hash": self.config_hash, "steps": self.steps}
+        known = {"checksums": self.checksums} if self.checksums else {}
+        return {"config_hash": self.config_hash, "steps": self.steps, **known}
 
     @property
     def imported(self) -> bool:
@@ -88,7 +93,8 @@ def open_run(workdir: str | Path) -> Run:
 
     Raises:
       FileNotFoundError: no run is there, or it has not finished.
-      ValueError: its files are damaged, or its configuration is of another version.
+      ValueError: its files are damaged, or its configuration is of another version or not what was
+        trained with.
     """
     workdir = Path(workdir)
     record = _read(workdir / "config.json", "is it the --workdir of a training?")
@@ -97,7 +103,9 @@ def open_run(workdir: str | Path) -> Run:
         config = _config(record["config"] | record["unused"], workdir / "config.json")
         steps = {name: int(results["stages"][name]["steps"]) for name in config.stages}
         names = tuple(map(str, record["class_names"]))
-        return Run(workdir, config, names, steps, results["config_hash"])
+        sums = {n: of["checksum"] for n, of in results["stages"].items() if "checksum" in of}
+        _check_hash(record, results["config_hash"], workdir)
+        return Run(workdir, config, names, steps, results["config_hash"], sums)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"config.json and results.json of {workdir} do not belong together or are damaged "
@@ -128,8 +136,8 @@ def load_stage(run: Run, name: str, mesh: Mesh) -> Trained:
 
     Raises:
       FileNotFoundError: its last checkpoint is not there.
-      ValueError: that, or the file of the encoder, is damaged, or of another model; the message has
-        the differences.
+      ValueError: that, or the file of the encoder, is damaged, or of another model or training; the
+        message has the differences.
     """
     if run.imported:
         return _with_weights(run.config, name, mesh)
@@ -139,8 +147,25 @@ def load_stage(run: Run, name: str, mesh: Mesh) -> Trained:
     shapes = abstract_state(
         run.config, name, model, make_optimizer(schedule=schedule, **options), mesh
     )
-    state = load(run.workdir / "checkpoints" / name, run.steps[name], shapes)
+    folder, step = run.workdir / "checkpoints" / name, run.steps[name]
+    state = load(folder, step, shapes)
+    expected, found = run.checksums.get(name), checksum(state)
+    if expected not in (None, found):
+        raise ValueError(
+            f"checkpoint {folder / 'last' / str(step)} is of another training: its arrays have the "
+            f"checksum {found}, in results.json it is {expected}. Put the run's own there, or "
+            "train again in a new workdir"
+        )
     return Trained(model, state, build_eval_step(run.config, model, mesh))
+
+
+def checksum(state: TrainState) -> str:
+    """Eight hexadecimal digits that stand for all arrays of a state.
+
+    The CRC-32 of their paths, shapes, types and own CRC-32s, in the order of the paths: however
+    often a state is saved and restored, and on whatever devices, it is the same.
+    """
+    return f"{zlib.crc32(json.dumps(leaves(state), sort_keys=True).encode()):08x}"
 
 
 def _with_weights(config: ConfigDict, name: str, mesh: Mesh) -> Trained:
@@ -149,6 +174,21 @@ def _with_weights(config: ConfigDict, name: str, mesh: Mesh) -> Trained:
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
     state = create_state(model, optax.identity(), jax.random.key(0), shape, encoder)
     return Trained(model, replicate(state, mesh), build_eval_step(config, model, mesh))
+
+
+def _check_hash(record: dict[str, Any], expected: str, workdir: Path) -> None:
+    """Raises ValueError where config.json is not what the results are of."""
+    found = configuration.config_hash(record["config"])
+    if found == expected:
+        return
+    if record.get("config_hash") == expected:
+        remedy = "it was changed after training: change it back, or train so in a new workdir"
+    else:
+        remedy = "a training was started there since: start it again with its command to finish it"
+    raise ValueError(
+        f"{workdir / 'config.json'} is not the configuration of results.json (hash {found} instead "
+        f"of {expected}): {remedy}"
+    )
 
 
 def _read(file: Path, remedy: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from short_runs import small
 
 from supcon_jax import config as configuration
 from supcon_jax import parallel, report, stages, train, trained
+from supcon_jax.checkpoints import Checkpoints
 from supcon_jax.evaluation.embed import embed, top_k_accuracy
 
 
@@ -34,6 +35,13 @@ def edited(file, change):
     record = json.loads(file.read_text())
     change(record)
     file.write_text(json.dumps(record))
+
+
+def believed(copy):
+    """The hash of results.json brought in line, as if config.json had been trained with."""
+    config = json.loads((copy / "config.json").read_text())["config"]
+    found = configuration.config_hash(config)
+    edited(copy / "results.json", lambda record: record.update(config_hash=found))
 
 
 def test_the_configuration_is_the_same(finished):
@@ -98,6 +106,29 @@ def test_a_changed_configuration_is_refused(copy, change, message):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config["model"].update(normalize=not config["model"]["normalize"]),
+        lambda config: config["data"].update(mean=[0.2]),
+        lambda config: config["data"].update(load_size=9),
+    ],
+)
+def test_a_configuration_of_the_same_shapes_is_refused(copy, change):
+    edited(copy / "config.json", lambda record: change(record["config"]))
+    with pytest.raises(ValueError, match=r"config.json is not .* it was changed after training: c"):
+        trained.open_run(copy)
+    # as where a training was started anew and killed
+    edited(copy / "config.json", lambda record: record.update(config_hash="0" * 12))
+    with pytest.raises(ValueError, match=r"not the .* a training was started there since: start"):
+        trained.open_run(copy)
+
+
+def test_where_the_data_are_may_be_edited(copy):
+    edited(copy / "config.json", lambda record: record["config"]["data"].update(dir="elsewhere"))
+    assert trained.open_run(copy).config.data.dir == "elsewhere"
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda r: r["config"]["model"].update(width=0.125), r"another model: .* shape or type"),
@@ -108,6 +139,7 @@ def test_a_changed_configuration_is_refused(copy, change, message):
 )
 def test_weights_of_another_model_are_refused(copy, change, message, mesh_of):
     edited(copy / "config.json", change)
+    believed(copy)
     run = trained.open_run(copy)
     with pytest.raises(ValueError, match=message):
         [trained.load_stage(run, name, mesh_of(1)) for name in run.config.stages]
@@ -129,3 +161,32 @@ def test_damage_is_noticed(copy, mesh_of):
     largest.write_bytes(content)
     with pytest.raises(ValueError, match="of its files are damaged"):
         trained.load_stage(run, "linear", mesh)
+
+
+def saved_anew(copy, change, mesh):
+    """The last checkpoint of the linear stage, written again after a change."""
+    state, folder = trained.load_stage(trained.open_run(copy), "linear", mesh).state, "linear"
+    shutil.rmtree(copy / "checkpoints" / folder)
+    checkpoints = Checkpoints(copy / "checkpoints" / folder, keep=1)
+    checkpoints.save(change(state))
+    checkpoints.close()
+
+
+def test_a_checkpoint_of_another_training_is_refused(copy, mesh_of):
+    mesh = mesh_of(1)
+    saved_anew(copy, lambda state: state, mesh)
+    trained.load_stage(trained.open_run(copy), "linear", mesh)  # copied, it is the same
+    saved_anew(copy, lambda s: s.replace(params=jax.tree.map(jax.numpy.negative, s.params)), mesh)
+    run = trained.open_run(copy)
+    with pytest.raises(ValueError, match=r"linear/last/5 is of another training: its arrays have"):
+        trained.load_stage(run, "linear", mesh)
+    trained.load_stage(run, "supcon", mesh)
+    for stage in ("supcon", "linear"):  # as earlier versions wrote it
+        edited(
+            copy / "results.json", lambda record, name=stage: record["stages"][name].pop("checksum")
+        )
+    old = trained.open_run(copy)
+    trained.load_stage(old, "linear", mesh)
+    assert old.identity == {"config_hash": run.config_hash, "steps": run.steps}
+    assert run.identity == {**old.identity, "checksums": run.checksums}
+    assert run.checksums.keys() == run.steps.keys()
