@@ -1,19 +1,128 @@
-"""What the records of the experiments say, in their READMEs: python -m experiments.claims
+"""What is claimed, how it is judged, and what the records say: python -m experiments.claims
 
-Rewrites the parts between two marks: in experiments/README.md the table of all claims, in each
-experiment's README.md its record. A claim that no scale has been run for is "not yet run".
+Rewrites the parts of READMEs between two marks: in experiments/README.md the table of all claims,
+in each experiment's README.md its record. A claim that no scale has been run for is "not yet run".
 """
 
 import importlib
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments.runner import Claim, table
+import numpy as np
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- from the records -->", "<!-- end of the records -->"
+Values = dict[str, list[float]]  # "setting/metric" -> one number a seed
+
+
+class Claim(NamedTuple):
+    """A claim of the paper as a difference of two quantities, both known for every seed.
+
+    It is reproduced if the 95 % interval of the paired difference `first - second` over the seeds
+    is above 0, not reproduced otherwise. The rule was fixed before the runs. There is no interval
+    where a run diverged, and none of a single seed, which is not judged.
+
+    Attributes:
+      text: the claim, in a sentence.
+      paper: the paper's numbers.
+      first: quantity that the claim says is larger, "setting/metric" or a derived one.
+      second: quantity that it says is smaller.
+    """
+
+    text: str
+    paper: str
+    first: str
+    second: str
+
+
+def judged(claim: Claim, values: Values) -> dict[str, Any]:
+    """The paired difference over the seeds, its 95 % interval (Student's t), and the verdict."""
+    from scipy import stats
+
+    pairs = list(zip(values[claim.first], values[claim.second], strict=False))  # seeds of both
+    differences = np.array([first - second for first, second in pairs])
+    number, mean, half = len(pairs), differences.mean(), float("nan")
+    if number > 1:
+        half = stats.t.ppf(0.975, number - 1) * np.std(differences, ddof=1) / np.sqrt(number)
+    if np.isnan(mean):
+        verdict = "no interval"
+    elif number == 1:
+        verdict = "not judged: one seed"
+    else:
+        verdict = "reproduced" if mean - half > 0 else "not reproduced"
+    return {
+        **claim._asdict(),
+        "difference": spread(differences),
+        "interval": [_rounded(mean - half), _rounded(mean + half)],
+        "verdict": verdict,
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and (n - 1) standard deviation; null where a run has diverged."""
+    numbers = np.asarray(values, float)
+    sd = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
+    return {
+        "mean": _rounded(numbers.mean()),
+        "sd": _rounded(sd),
+        "values": [_rounded(number) for number in numbers],
+    }
+
+
+def _rounded(number: float) -> float | None:
+    return round(float(number), 4) if np.isfinite(number) else None
+
+
+def table(record: dict[str, Any]) -> str:
+    """The quantities and claims of a record, in Markdown.
+
+    Settings against metrics, the shorter side across; curves ("... at epoch 4") are left out.
+    """
+    cells: dict[str, dict[str, str]] = {}
+    alone = []
+    for name, found in record["quantities"].items():
+        number = number_of(found)
+        setting, _, metric = name.rpartition("/")
+        if not setting:
+            alone.append(f"- {name}: {number}")
+        elif " at epoch " not in metric:
+            cells.setdefault(setting, {})[metric] = number
+    columns = list(dict.fromkeys(metric for row in cells.values() for metric in row))
+    corner = "setting"
+    if len(columns) > len(cells):
+        corner, rows = "metric", columns
+        columns, cells = list(cells), {r: {c: cells[c].get(r, "") for c in cells} for r in rows}
+    lines = [f"| {corner} | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    for name, row in cells.items():
+        lines.append(f"| {name} | {' | '.join(row.get(column, '') for column in columns)} |")
+    if alone:
+        lines += ["", *alone]
+    if record["claims"]:
+        lines += ["", *(f"- {verdict(claim)}" for claim in record["claims"])]
+    return "\n".join(lines)
+
+
+def number_of(found: dict[str, Any], form: str = ".2f") -> str:
+    """Mean ± standard deviation of a quantity, the number alone of one seed."""
+    if found["mean"] is None:
+        return "diverged"
+    deviation = f" ± {found['sd']:.2f}" if len(found["values"]) > 1 else ""
+    return f"{found['mean']:{form}}{deviation}"
+
+
+def interval_of(claim: dict[str, Any]) -> str:
+    """The interval of a claim's difference; empty where there is none."""
+    low, high = claim["interval"]
+    return "" if low is None else f"{low:+.2f} to {high:+.2f}"
+
+
+def verdict(claim: dict[str, Any]) -> str:
+    """A claim, its verdict and the interval or else the difference, in a sentence."""
+    found = interval_of(claim) or number_of(claim["difference"], "+.2f")
+    return f"{claim['text']}: **{claim['verdict']}** ({found})"
 
 
 def names() -> list[str]:
@@ -50,9 +159,11 @@ def all_claims() -> str:
             "| --- | --- | --- | --- | ---: | ---: | ---: | --- |",
             *judged,
             "",
-            "The runs:",
+            "The runs. A results.json that has `runs` tells of each its time, with measuring, its",
+            "commit, and the hash of its configuration, which names the run's folder, where",
+            "config.json is. Older ones have the time of training alone and their own commit.",
             "",
-            "| experiment | scale | runs | seconds a run | minutes | hardware | commit |",
+            "| experiment | scale | runs | seconds a run | in all | hardware | commits |",
             "| --- | --- | ---: | ---: | ---: | --- | --- |",
             *runs,
             "",
@@ -67,14 +178,10 @@ def all_claims() -> str:
 
 def _judged(name: str, scale: str, claim: dict[str, Any]) -> str:
     difference = claim["difference"]
-    mean, sd = difference["mean"], difference["sd"]
-    ours = "diverged" if mean is None else f"{mean:+.2f} ± {sd:.2f}"
-    low, high = claim["interval"]
-    interval = "" if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
-    count = len(difference["values"])
     return (
-        f"| {_cell(claim['text'])} | [{name}]({name}) | {scale} | {_cell(claim['paper'])} | {ours} "
-        f"| {interval} | {count} | {claim['verdict']} |"
+        f"| {_cell(claim['text'])} | [{name}]({name}) | {scale} | {_cell(claim['paper'])} "
+        f"| {number_of(difference, '+.2f')} | {interval_of(claim)} | {len(difference['values'])} "
+        f"| {claim['verdict']} |"
     )
 
 
@@ -83,12 +190,27 @@ def _cell(text: str) -> str:
 
 
 def _runs(name: str, scale: str, record: dict[str, Any]) -> str:
-    seconds = [x for x in record["training_seconds"] if x is not None]
+    number, median, total = _times(record)
     return (
-        f"| [{name}]({name}) | {scale} | {len(record['training_seconds'])} "
-        f"| {statistics.median(seconds):.0f} | {sum(seconds) / 60:.0f} "
-        f"| {_hardware(record)} | `{record['commit']}` |"
+        f"| [{name}]({name}) | {scale} | {number} | {median} | {total} | {_hardware(record)} "
+        f"| {_commits(record)} |"
     )
+
+
+def _times(record: dict[str, Any]) -> tuple[int, str, str]:
+    """How many runs, their median of seconds, and their sum in minutes or hours."""
+    seconds = record.get("training_seconds")  # of older records
+    if seconds is None:
+        seconds = [run["seconds"] for runs in record["runs"].values() for run in runs]
+    known = [x for x in seconds if x is not None] or [0.0]  # no run of an older one may have ended
+    minutes = sum(known) / 60
+    total = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    return len(seconds), f"{statistics.median(known):.0f}", total
+
+
+def _commits(record: dict[str, Any]) -> str:
+    runs = [run for found in record.get("runs", {}).values() for run in found] or [record]
+    return ", ".join(f"`{commit}`" for commit in sorted({str(run["commit"]) for run in runs}))
 
 
 def _hardware(record: dict[str, Any]) -> str:
@@ -101,16 +223,22 @@ def of_experiment(name: str) -> str:
     """The records of an experiment: command, hardware, time, quantities, verdicts, picture."""
     parts = []
     for scale, record in records(name).items():
-        seconds = [x for x in record["training_seconds"] if x is not None]
+        number, median, total = _times(record)
+        of = "" if "runs" in record else " of training"
         parts.append(
-            f"`{record['command']}`, {_hardware(record)}, commit `{record['commit']}`: "
-            f"{len(record['training_seconds'])} runs, {statistics.median(seconds):.0f} s of "
-            f"training each (median), {sum(seconds) / 60:.0f} minutes in all; mean ± standard "
-            f"deviation of {record['seeds']} seeds.\n\n{table(record)}"
+            f"`{record['command']}`, {_hardware(record)}, commit {_commits(record)}: {number} "
+            f"runs, {median} s{of} each (median), {total} in all; mean ± standard deviation of "
+            f"{_seeds(record)}.\n\n{table(record)}"
         )
         if (HERE / name / f"{scale}.png").exists():
             parts.append(f"![{name}, {scale} scale]({scale}.png)")
     return "\n\n".join(parts) or "Not run yet beyond the smoke scale."
+
+
+def _seeds(record: dict[str, Any]) -> str:
+    numbers = {len(found["values"]) for found in record["quantities"].values()}
+    least, most = min(numbers), max(numbers)
+    return f"{most} seed{'s' * (most > 1)}" if least == most else f"{least} to {most} seeds"
 
 
 def between_marks(file: Path, text: str) -> str:

@@ -6,48 +6,38 @@ claims to `main`, and is started from the root of the repository:
     python -m experiments.temperature.run --scale cpu
 
 A run that has finished in `--scratch` is not run again, also for another experiment with the same
-setting; one that was stopped goes on. The folder's results.json gets the part of the scale.
+setting; one that was stopped goes on. The folder's results.json gets the part of the scale: all
+that `--scratch` knows of it, so that a scale can be run in parts (`--only`, `--seeds`).
 """
 
 import argparse
+import hashlib
+import inspect
 import json
+import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from itertools import count, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.claims import Claim, Values, judged, spread, table
 from experiments.pictures import Draw, dots
 from supcon_jax import config as configuration
 from supcon_jax.command import keep_compiled_programs, quieten
+from supcon_jax.interruption import Stopped
 from supcon_jax.report import circumstances
 from supcon_jax.train import train_and_evaluate
+from supcon_jax.workdir import write_json, write_whole
 
 SCALES = ("smoke", "cpu", "gpu", "paper")
-Values = dict[str, list[float]]  # "setting/metric" -> one number a seed
 Measure = Callable[[Path, ConfigDict, dict[str, Any]], Mapping[str, float]]
-
-
-class Claim(NamedTuple):
-    """A claim of the paper as a difference of two quantities, both known for every seed.
-
-    It is reproduced if the 95 % interval of the paired difference `first - second` over the seeds
-    is above 0, not reproduced otherwise. The rule was fixed before the runs.
-
-    Attributes:
-      text: the claim, in a sentence.
-      paper: the paper's numbers.
-      first: quantity that the claim says is larger, "setting/metric" or a derived one.
-      second: quantity that it says is smaller.
-    """
-
-    text: str
-    paper: str
-    first: str
-    second: str
 
 
 def accuracies(workdir: Path, config: ConfigDict, results: dict[str, Any]) -> Mapping[str, float]:
@@ -64,6 +54,7 @@ def main(
     *,
     measure: Measure = accuracies,
     derive: Callable[[Values], Values] = lambda values: {},
+    diverged: Callable[[ConfigDict], float] = lambda config: float("nan"),
     draw: Draw = dots,
 ) -> None:
     """The command of an experiment.
@@ -72,9 +63,11 @@ def main(
       settings: `(scale, data folder) -> {name: configuration}`; the seed is set here.
       claims: judged from the quantities, where the scale has them.
       measure: `(workdir, config, results) -> {metric: number}` of a finished run.
-      derive: further quantities from those of all settings, one number a seed.
-      draw: `(record, file)` draws the picture; here alone, the record also has "workdirs", the
-        folders of each setting's runs, by its name.
+      derive: further quantities from those of all settings, one number a seed; called once all
+        settings have a seed.
+      diverged: what every metric of a run that diverged counts as there.
+      draw: `(record, file)` draws the picture of all settings; here alone, the record also has
+        "workdirs", the folders of each setting's runs, by its name.
     """
     script = Path(sys.modules["__main__"].__file__ or "")
     parser = argparse.ArgumentParser(
@@ -90,52 +83,101 @@ def main(
     options = parser.parse_args()
     seeds = options.seeds or (2 if options.scale == "smoke" else 3)
     scratch = options.scratch or Path("runs/experiments", options.scale)
+    out = options.out or (scratch if options.scale == "smoke" else script.parent)
     quieten()
     keep_compiled_programs()
 
-    configs = {
+    configs = settings(options.scale, options.data)
+    chosen = {
         name: config
-        for name, config in settings(options.scale, options.data).items()
-        if options.only is None or any(name.endswith(end) for end in options.only)
-    }
-    if not configs:
-        parser.error(f"no setting {options.only} at this scale")
-    rows, begin = {}, time.monotonic()
-    for seed in range(seeds):  # all settings of a seed first, so that a part is a fair comparison
-        for name, config in configs.items():
-            if time.monotonic() - begin > 60 * options.minutes:
-                sys.exit("the time is over; the same command goes on")
-            rows[name, seed] = finished(config, seed, scratch, measure)
-            print(f"{name}  seed {seed}  {rows[name, seed]}", flush=True)
-    record = summary(rows, list(configs), seeds, claims, derive)
-    record["training_seconds"] = [
-        training_seconds(workdir_of(config, seed, scratch))
-        for config in configs.values()
-        for seed in range(seeds)
-    ]
-    record |= {"command": _command(script, options), **circumstances()}
-    out = options.out or (scratch if options.scale == "smoke" else script.parent)
-    write(out / "results.json", options.scale, record)
-    workdirs = {
-        name: [workdir_of(config, seed, scratch) for seed in range(seeds)]
         for name, config in configs.items()
+        if options.only is None or name.endswith(tuple(options.only))
     }
-    draw(record | {"workdirs": workdirs}, out / f"{options.scale}.png")
-    print(table(record))
+    if not chosen:
+        parser.error(f"no setting {options.only} at this scale")
+    ended = run_all(chosen, seeds, scratch, measure, options.minutes)
+    runs = known(configs, scratch, measure)
+    if any(runs.values()):
+        rows = {name: [run.pop("values") for run in found] for name, found in runs.items()}
+        stand_ins = {name: diverged(config) for name, config in configs.items()}
+        record = summary(rows, claims, derive, stand_ins)
+        record |= {"runs": {name: found for name, found in runs.items() if found}}
+        record |= {"command": _command(script, options), **circumstances()}
+        write(out / "results.json", options.scale, record, list(configs))
+        print(table(record))
+    if not ended:
+        sys.exit("stopped, or the time is over; the same command goes on")
+    if all(runs.values()):
+        workdirs = {name: [scratch / r["config"] for r in found] for name, found in runs.items()}
+        picture(draw, record | {"workdirs": workdirs}, out / f"{options.scale}.png")
 
 
-def finished(config: ConfigDict, seed: int, scratch: Path, measure: Measure) -> dict[str, float]:
-    """The measurements of a run, which is run or finished where it has not been."""
-    config, workdir = with_seed(config, seed), workdir_of(config, seed, scratch)
-    file = workdir / f"{measure.__name__}.json"
+def run_all(
+    configs: Mapping[str, ConfigDict], seeds: int, scratch: Path, measure: Measure, minutes: float
+) -> bool:
+    """Run and measure what has not been; False if it was stopped or the time was over before."""
+    begin = time.monotonic()
+    try:
+        for seed in range(seeds):  # all settings of a seed first: a part is a fair comparison
+            for name, config in configs.items():
+                if time.monotonic() - begin > 60 * minutes:
+                    return False
+                values = finished(config, seed, scratch, measure)["values"]
+                print(f"{name}  seed {seed}  {values or 'diverged'}", flush=True)
+    except Stopped:
+        return False
+    return True
+
+
+def known(
+    configs: Mapping[str, ConfigDict], scratch: Path, measure: Measure
+) -> dict[str, list[dict[str, Any]]]:
+    """What `finished` has returned of each setting, from seed 0 to the first that is missing."""
+    found = {}
+    for name, config in configs.items():
+        files = (measurement(config, seed, scratch, measure) for seed in count())
+        found[name] = [json.loads(file.read_text()) for file in takewhile(Path.exists, files)]
+    return found
+
+
+def finished(config: ConfigDict, seed: int, scratch: Path, measure: Measure) -> dict[str, Any]:
+    """A run and its measurements; it is run or finished where it has not been.
+
+    Returns:
+      "values" (empty if it diverged), the hash "config", the "commit" it was last started from, and
+      the "seconds" of all its starts and of measuring.
+    """
+    file = measurement(config, seed, scratch, measure)
     if not file.exists():
+        config, workdir, seconds = with_seed(config, seed), file.parent, 0.0
+        values: dict[str, float] = {}
         try:
-            found = dict(measure(workdir, config, trained(config, workdir)))
+            results = trained(config, workdir)
+            begin = time.monotonic()
+            values = dict(measure(workdir, config, results))
+            seconds = time.monotonic() - begin
         except FloatingPointError as error:
             print(f"diverged: {error}", flush=True)
-            found = {"diverged": 1.0}
-        file.write_text(json.dumps(found))
+        run = {
+            "config": workdir.name,
+            "commit": json.loads((workdir / "config.json").read_text())["commit"],
+            "seconds": round(seconds + spent(workdir), 1),
+        }
+        write_json(file, run | {"values": values})
     return json.loads(file.read_text())
+
+
+def measurement(config: ConfigDict, seed: int, scratch: Path, measure: Measure) -> Path:
+    """The file of a run's measurements, another one after the code of the measure has changed."""
+    folder = Path(inspect.getfile(measure)).parent
+    return workdir_of(config, seed, scratch) / f"{measure.__name__}-{hash_of(folder)}.json"
+
+
+@cache
+def hash_of(folder: Path) -> str:
+    """Eight hexadecimal digits that stand for the Python files of a folder."""
+    sources = b"".join(file.read_bytes() for file in sorted(folder.glob("*.py")))
+    return hashlib.sha256(sources).hexdigest()[:8]
 
 
 def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
@@ -154,118 +196,110 @@ def trained(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """The results of a run, which is run where it has not been."""
     file = workdir / "results.json"
     if not file.exists():
-        train_and_evaluate(config, workdir, pictures=False)
+        with timed(workdir):
+            train_and_evaluate(config, workdir, pictures=False)
     return json.loads(file.read_text())
 
 
-def training_seconds(workdir: Path) -> float | None:
-    """What all stages of a run took; None for a run that diverged."""
-    file = workdir / "results.json"
-    if not file.exists():
-        return None
-    stages = json.loads(file.read_text())["stages"].values()
-    return round(sum(stage["time/seconds"] for stage in stages), 1)
+@contextmanager
+def timed(workdir: Path) -> Iterator[None]:
+    """Adds the seconds of a block to those that the workdir knows, also where it is stopped."""
+    before, begin = spent(workdir), time.monotonic()
+    try:
+        yield
+    finally:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "seconds.json", before + time.monotonic() - begin)
+
+
+def spent(workdir: Path) -> float:
+    """Seconds that all starts of a run took."""
+    file = workdir / "seconds.json"
+    return json.loads(file.read_text()) if file.exists() else 0.0
 
 
 def summary(
-    rows: Mapping[tuple[str, int], Mapping[str, float]],
-    names: Sequence[str],
-    seeds: int,
-    claims: Sequence[Claim],
-    derive: Callable[[Values], Values],
+    rows: Mapping[str, Sequence[Mapping[str, float]]],
+    claims: Sequence[Claim] = (),
+    derive: Callable[[Values], Values] = lambda values: {},
+    stand_ins: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Mean, standard deviation and values of every quantity, and the verdicts on the claims."""
-    values: Values = {}
-    for name in names:
-        for metric in sorted({metric for seed in range(seeds) for metric in rows[name, seed]}):
-            found = [rows[name, seed].get(metric, float("nan")) for seed in range(seeds)]
-            values[f"{name}/{metric}"] = found
-    values |= derive(values)
+    """Mean, standard deviation and values of every quantity, and the verdicts on the claims.
+
+    Args:
+      rows: of each setting the metrics of its runs, by seed from 0; none of a run that diverged.
+      claims: see `main`.
+      derive: see `main`.
+      stand_ins: what a setting's runs that diverged count as in `derive`; NaN by default.
+    """
+    values = quantities(rows, claims)
+    common = min(map(len, rows.values()))
+    if common:
+        counted = {}
+        for quantity, found in values.items():
+            stand_in = (stand_ins or {}).get(quantity.rpartition("/")[0], float("nan"))
+            counted[quantity] = [stand_in if np.isnan(x) else x for x in found[:common]]
+        values = values | derive(counted)
     return {
-        "seeds": seeds,
+        "seeds": max(map(len, rows.values())),
         "quantities": {name: spread(found) for name, found in values.items()},
         "claims": [judged(c, values) for c in claims if {c.first, c.second} <= values.keys()],
     }
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and (n - 1) standard deviation; null where a run has diverged."""
-    numbers = np.asarray(values, float)
-    sd = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
+def quantities(
+    rows: Mapping[str, Sequence[Mapping[str, float]]], claims: Sequence[Claim]
+) -> Values:
+    """The metrics of all settings; of a run that diverged, NaN for all that there are."""
+    metrics = {metric for runs in rows.values() for run in runs for metric in run}
+    for claim in claims:  # where all runs diverged, only the claims say what was measured
+        for setting, _, metric in (claim.first.rpartition("/"), claim.second.rpartition("/")):
+            metrics |= {metric} if setting in rows else set()
     return {
-        "mean": _rounded(numbers.mean()),
-        "sd": _rounded(sd),
-        "values": [_rounded(number) for number in numbers],
+        f"{name}/{metric}": [run.get(metric, float("nan")) for run in runs]
+        for name, runs in rows.items()
+        for metric in sorted(metrics)
+        if any(metric in run or not run for run in runs)
     }
 
 
-def _rounded(number: float) -> float | None:
-    return round(float(number), 4) if np.isfinite(number) else None
+def write(file: Path, scale: str, record: dict[str, Any], names: Sequence[str]) -> None:
+    """Put the record of a scale beside those of the others.
 
-
-def judged(claim: Claim, values: Values) -> dict[str, Any]:
-    """The paired difference over the seeds, its 95 % interval (Student's t), and the verdict."""
-    from scipy import stats
-
-    differences = np.subtract(values[claim.first], values[claim.second])
-    count = len(differences)
-    half = float("inf")
-    if count > 1:
-        half = stats.t.ppf(0.975, count - 1) * np.std(differences, ddof=1) / np.sqrt(count)
-    mean = float(differences.mean())
-    return {
-        **claim._asdict(),
-        "difference": spread(differences),
-        "interval": [_rounded(mean - half), _rounded(mean + half)],
-        "verdict": "reproduced" if mean - half > 0 else "not reproduced",
-    }
-
-
-def write(file: Path, scale: str, record: dict[str, Any]) -> None:
-    """Put the record of a scale beside those of the others."""
+    Args:
+      file: results.json.
+      scale: name of the record.
+      record: replaces the one of this scale, unless that has more seeds of a setting: they are in
+        another scratch, or were measured by other code. Then the process ends with a line.
+      names: settings that the scale has now.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     whole = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps(whole | {scale: record}, indent=1) + "\n")
+    before, after = (seeds_of(r) for r in (whole.get(scale, {"quantities": {}}), record))
+    lost = [name for name in names if before.get(name, 0) > after.get(name, 0)]
+    if lost:
+        sys.exit(f"error: {file} has more seeds of {', '.join(lost)}; run them too, or give --out")
+    write_whole(file, json.dumps(whole | {scale: record}, indent=1) + "\n")
 
 
-def table(record: dict[str, Any]) -> str:
-    """The quantities and claims of a record, in Markdown.
-
-    Settings against metrics, the shorter side across; curves ("... at epoch 4") are left out.
-    """
-    cells: dict[str, dict[str, str]] = {}
-    alone = []
-    for name, found in record["quantities"].items():
-        mean, sd = found["mean"], found["sd"]
-        number = "diverged" if mean is None else f"{mean:.2f} ± {sd:.2f}"
-        setting, _, metric = name.rpartition("/")
-        if not setting:
-            alone.append(f"- {name}: {number}")
-        elif " at epoch " not in metric:
-            cells.setdefault(setting, {})[metric] = number
-    columns = list(dict.fromkeys(metric for row in cells.values() for metric in row))
-    corner = "setting"
-    if len(columns) > len(cells):
-        corner, rows = "metric", columns
-        columns, cells = list(cells), {r: {c: cells[c].get(r, "") for c in cells} for r in rows}
-    lines = [f"| {corner} | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
-    for name, row in cells.items():
-        lines.append(f"| {name} | {' | '.join(row.get(column, '') for column in columns)} |")
-    if alone:
-        lines += ["", *alone]
-    if record["claims"]:
-        lines += ["", *(f"- {verdict(claim)}" for claim in record["claims"])]
-    return "\n".join(lines)
+def seeds_of(record: dict[str, Any]) -> dict[str, int]:
+    """How many seeds a record has of each setting."""
+    quantities = record["quantities"].items()
+    return {name.rpartition("/")[0]: len(found["values"]) for name, found in quantities}
 
 
-def verdict(claim: dict[str, Any]) -> str:
-    """A claim that was judged, with the interval of its difference, in a sentence."""
-    low, high = claim["interval"]
-    interval = "no interval" if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
-    return f"{claim['text']}: **{claim['verdict']}** ({interval})"
+def picture(draw: Draw, record: dict[str, Any], file: Path) -> None:
+    """Draw, where what it takes is installed."""
+    try:
+        draw(record, file)
+    except ModuleNotFoundError as error:
+        print(f"no picture: {error}")
 
 
 def _command(script: Path, options: argparse.Namespace) -> str:
-    given = {"scale": options.scale, "seeds": options.seeds}
-    flags = " ".join(f"--{name} {value}" for name, value in given.items() if value)
-    return f"python -m experiments.{script.parent.name}.run {flags}"
+    words = ["python", "-m", f"experiments.{script.parent.name}.run", "--scale", options.scale]
+    if options.seeds:
+        words += ["--seeds", str(options.seeds)]
+    if options.only:
+        words += ["--only", *options.only]
+    return shlex.join(words)
