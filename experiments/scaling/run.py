@@ -4,9 +4,11 @@
     python experiments/scaling/run.py --topology v5e:16x16 --config configs/resnet50.py
     python experiments/scaling/run.py --topology v5e:2x4 --remat --micro_batches 2 4 8
     python experiments/scaling/run.py --topology v5p:8x16x16 --batch 6144 65536 --loss_only
+    python experiments/scaling/run.py --topology v5p:8x16x16 --plain
 
 The whole step of the first stage is compiled for every topology, batch, exchange and block size,
-and the objective's value and gradient alone beside it. Nothing is run. One line of records.jsonl
+and the objective's value and gradient alone beside it; --plain leaves out the augmentation, whose
+lookups XLA counts as if each read its whole array. Nothing is run. One line of records.jsonl
 is one compilation; what is there already is not compiled again. Writes table.md and scaling.png.
 """
 
@@ -34,6 +36,7 @@ KEY = (
     "remat",
     "micro_batches",
     "loss_only",
+    "plain",
 )
 
 
@@ -47,6 +50,8 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     stage = config[name]
     stage.update(batch_size=case["batch"], micro_batches=case["micro_batches"])
     config.model.remat = case["remat"]
+    if case["plain"]:
+        stage.augment.update(name="crop_flip", flip=0.0)  # the host crops
     if stage.objective.name == "contrastive":
         stage.objective.update(exchange=case["exchange"], block_size=case["block_size"])
     mesh = plan.make_mesh(case["topology"])
@@ -103,7 +108,7 @@ def circumstances() -> dict[str, Any]:
 
 def read() -> list[dict[str, Any]]:
     lines = RECORDS.read_text().splitlines() if RECORDS.exists() else []
-    return [{"micro_batches": 1, **json.loads(line)} for line in lines]
+    return [{"micro_batches": 1, "plain": False, **json.loads(line)} for line in lines]
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -218,6 +223,7 @@ def main() -> None:
     parser.add_argument("--remat", action="store_true", help="activations are computed again")
     parser.add_argument("--micro_batches", type=int, nargs="+", default=[1])
     parser.add_argument("--loss_only", action="store_true", help="not the whole step")
+    parser.add_argument("--plain", action="store_true", help="without the augmentation")
     options = parser.parse_args()
     from supcon_jax import config as configuration
 
@@ -227,7 +233,7 @@ def main() -> None:
         options.topology, batches, options.exchange, options.block_size, options.micro_batches
     ):
         values = (topology, options.config, batch, exchange, block_size, options.remat, parts,
-                  options.loss_only)  # fmt: skip
+                  options.loss_only, options.plain)  # fmt: skip
         case = dict(zip(KEY, values, strict=True))
         if any(all(record[name] == case[name] for name in KEY) for record in read()):
             continue
