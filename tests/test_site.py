@@ -256,3 +256,11 @@ def test_tables_of_fields_are_as_the_code_has_them():
 def test_a_field_without_a_comment_is_refused():
     with pytest.raises(ValueError, match=r"data\.new: no comment"):
         load("fields").section("Data", {"data.new": 1}, {"data.old": "something"})
+
+
+def test_every_trouble_has_a_number_to_look_at_its_meaning_and_a_remedy():
+    sections = (DOCS / "troubleshooting.md").read_text().split("\n### ")[1:]
+    assert len(sections) > 40
+    for section in sections:
+        parts = re.findall(r"^- \*\*(Look at|Means:|Do:)\*\*", section, re.MULTILINE)
+        assert parts == ["Look at", "Means:", "Do:"], section.splitlines()[0]
