@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from browser import needs_browser, opened
+from browser import alone, eventually, needs_browser, opened, point_at, points_of
 from PIL import Image
 from short_runs import small
 
@@ -30,12 +30,6 @@ const walk = (node) => {
 walk(document)
 return found
 """
-PLACE = """
-const view = Bokeh.index.find_one(Bokeh.documents[0].get_model_by_name(arguments[0]))
-const box = view.canvas.el.getBoundingClientRect()
-const {x_scale, y_scale} = view.frame
-return [box.left + x_scale.compute(arguments[1]), box.top + y_scale.compute(arguments[2])]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -58,46 +52,12 @@ def html(workdir, tmp_path_factory):
     return out
 
 
-def points_of(browser):
-    """The table behind the map."""
-    columns = browser.execute_script(
-        "const source = Bokeh.documents[0].get_model_by_name('points')"
-        "; return Object.fromEntries(Object.entries(source.data).map(([k, v]) => [k, [...v]]))"
-    )
-    return {name: np.array(values) for name, values in columns.items()}
-
-
-def point_at(browser, plot, x, y):
-    from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.actions.action_builder import ActionBuilder
-
-    left, top = browser.execute_script(PLACE, plot, x, y)
-    action = ActionBuilder(browser)
-    action.pointer_action.move_to_location(round(left), round(top))
-    action.perform()
-    return ActionChains(browser)
-
-
-def eventually(browser, check):
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, 20).until(lambda _: check())
-
-
 def panel(browser):
     return browser.execute_script(
         "return [document.querySelector('#panel h2').textContent, "
         "[...document.querySelectorAll('#panel .images figure')].map(f => [f.title, f.className, "
         "f.querySelector('b').textContent])]"
     )
-
-
-def alone(x, y):
-    """The point that is farthest from the others."""
-    points = np.stack([x, y], 1)
-    far = np.linalg.norm(points[:, None] - points, axis=-1)
-    np.fill_diagonal(far, np.inf)
-    return int(far.min(1).argmax())
 
 
 @needs_browser

@@ -1,9 +1,10 @@
 """Walk through the first hour and write it down: every command with its output and time.
 
-    python experiments/first_hour/record.py --photos imagenette160 --out docs/first_hour.md
+    python experiments/first_hour/record.py --photos imagenette160
 
 Clones this repository into a temporary folder and types there what a new user types, with the
-commands of that clone's own environment. PHOTOS is a folder PHOTOS/{train,val}/CLASS/IMAGE.
+commands of that clone's own environment. PHOTOS is a folder PHOTOS/{train,val}/CLASS/IMAGE. Writes
+docs/first_hour.md, and the screenshots of the explore page and of TensorBoard (screenshots.py).
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SHOWN = 24  # lines of a long output
+SHOOT = ["python", "-m", "experiments.first_hour.screenshots"]
 NAMES = {
     "n01440764": "tench",
     "n02102040": "springer",
@@ -42,7 +44,7 @@ class Step(NamedTuple):
     command: str
 
 
-CLONE = "git clone https://github.com/supcon-jax/supcon_jax && cd supcon_jax"
+ADDRESS = "https://github.com/supcon-jax/supcon_jax"  # on the page; a local copy is what is cloned
 TRAIN = """python -m supcon_jax.train --config folder --config.data.dir=photos \\
   --workdir runs/photos --config.data.load_size=72 --config.data.image_size=64 \\
   --config.model.stem=imagenet --config.model.width=0.25 \\
@@ -54,13 +56,15 @@ STEPS = (
         "make demo",
     ),
     Step(
-        "`doctor` says whether everything is there, and tests the loss on every device. From here "
-        "on `.venv/bin` is in the `PATH`: `source .venv/bin/activate`.",
-        "python -m supcon_jax.doctor",
+        "`doctor` says whether everything is there, and tests the loss on every device. The first "
+        "line is for all commands from here on.",
+        "source .venv/bin/activate\npython -m supcon_jax.doctor",
     ),
     Step(
-        "## Your own photographs\n\nHere `photos` is a part of Imagenette: 300 photographs for "
-        "training and 120 for the test of each of ten classes, in folders `photos/SPLIT/CLASS`. "
+        "## Your own photographs\n\nHere `photos` is a part of [Imagenette]"
+        "(https://github.com/fastai/imagenette) (160 pixels): 300 photographs for training and "
+        "120 for the test of each of ten classes, in folders `photos/SPLIT/CLASS` that were given "
+        "readable names. Any folder of class folders will do. "
         "Everything can be left to `--config folder`; on two CPU cores smaller images, a narrower "
         "network and fewer epochs make it a matter of minutes, and of less accuracy; smaller "
         "batches, more steps in as many epochs, get away from the collapsed value sooner.",
@@ -118,15 +122,12 @@ STEPS = (
         "python -m supcon_jax.embed --workdir runs/photoz --images photos/val --out photos.npz",
     ),
 )
-HEAD = f"""# The first hour
+HEAD = """# The first hour
 
 From nothing to features of your own photographs in PyTorch, as recorded by
 [record.py](../experiments/first_hour/record.py): every command with its real output and time, on
-two CPU cores. Long outputs are shortened (`...`). Nothing else is needed.
-
-```bash
-{CLONE}
-```
+two CPU cores. Long outputs are shortened (`...`). Python, git and photographs of your own are all
+that is needed.
 """
 
 
@@ -167,38 +168,37 @@ def typed(command: str, place: Path, environment: dict[str, str]) -> list[str]:
     return [f"```bash\n{command}\n```", f"({took})", f"```\n{said}\n```"]
 
 
-def cloned(scratch: str, photos: Path) -> Path:
-    """A clone of this repository, with the photographs in it under readable names."""
-    place = Path(scratch, "supcon_jax")
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(place)], check=True)
+def bring(photos: Path, place: Path) -> None:
+    """Copy the photographs, under readable names of their classes."""
     for folder in photos.glob("*/*"):
         name = NAMES.get(folder.name, folder.name)
         shutil.copytree(folder, place / "photos" / folder.parent.name / name)
-    return place
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write down the first hour.")
     parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "first_hour.md")
-    parser.add_argument("--keep", type=Path, help="folder that gets explore.html")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of what is written")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        place = cloned(scratch, options.photos)
+        place = Path(scratch, "supcon_jax")
+        clone = typed(f"git clone {ROOT} && cd {place.name}", Path(scratch), dict(os.environ))
+        bring(options.photos, place)
         commit = ["git", "-C", str(place), "rev-parse", "--short=12", "HEAD"]
         head = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
         environment = {**os.environ, "XDG_CACHE_HOME": str(Path(scratch, "cache"))}
         environment["PATH"] = f"{place}/.venv/bin:{environment['PATH']}"
         environment.pop("PYTHONPATH", None)
         query = f"church/{min(os.listdir(place / 'photos' / 'val' / 'church'))}"
-        text = [HEAD.rstrip()]
+        text = [HEAD.rstrip(), *(part.replace(str(ROOT), ADDRESS) for part in clone)]
         for step in STEPS:
             command = step.command.replace("QUERY", query)
             text += [*words(step.text), *typed(command, place, environment)]
-        if options.keep:
-            shutil.copy(place / "runs/photos/explore.html", options.keep)
+        for name, of in (("explore", "runs/photos/explore.html"), ("tensorboard", "runs/demo")):
+            shoot = [*SHOOT, name, str(place / of), "--out", str(options.out / f"{name}.png")]
+            subprocess.run(shoot, cwd=place, env=environment, check=True)
     text.append(f"Recorded at commit {head}, Python {sys.version.split()[0]}, 2 CPU cores.")
-    options.out.write_text("\n\n".join(text) + "\n")
+    (options.out / "first_hour.md").write_text("\n\n".join(text) + "\n")
 
 
 if __name__ == "__main__":
