@@ -16,6 +16,7 @@ import json
 import math
 import multiprocessing
 import os
+import shlex
 import statistics
 import time
 from collections.abc import Callable
@@ -179,12 +180,12 @@ def in_all_cores(pool: ProcessPoolExecutor, seed: int, **work) -> None:
     list(pool.map(partial(pillow_part, seed=seed, **work), range(CORES)))
 
 
-def speeds(size: int, turns: int, pool: ProcessPoolExecutor) -> dict[str, dict]:
+def speeds(size: int, names: list[str], turns: int, pool: ProcessPoolExecutor) -> dict[str, dict]:
     """Of each policy: views a second of the three, medians over the turns, and the ratios."""
     side, count = SIZES[size]
     images, found = photographs(count, side), {}
-    for name, settings in SETTINGS.items():
-        work = dict(size=size, settings=settings)
+    for name in names:
+        work = dict(size=size, settings=SETTINGS[name])
         contestants: dict[str, Callable[[int], object]] = {
             "ours": our_batch(images, **work),
             "Pillow": partial(pillow_batch, images, **work),
@@ -215,11 +216,12 @@ def spread(theirs: list[float], ours: list[float]) -> dict[str, float]:
     }
 
 
-def share_of_step(turns: int) -> dict[str, float | str]:
+def share_of_step(turns: int, width: float) -> dict[str, float | str]:
     """Time of the augmentation alone over that of a training step with it, in turns."""
     gpu = jax.default_backend() == "gpu"
     config = configuration.load("resnet50" if gpu else "cifar10_resnet18")
     images, batch = (1024, 256) if gpu else (128, 32)
+    config.model.update(width=width)
     config.supcon.update(batch_size=batch, warmup_epochs=0.0)
     config.log.every_steps = 1000
     shape = (config.data.load_size, config.data.load_size, 3)
@@ -284,15 +286,23 @@ def table(record: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--width", type=float, default=1.0, help="of the ResNet that is trained")
+    parser.add_argument("--sizes", type=int, nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--policies", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     with ProcessPoolExecutor(CORES, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(abs, range(CORES)))
-        found = {size: speeds(size, options.turns, pool) for size in SIZES}
+        found = {
+            size: speeds(size, options.policies, options.turns, pool) for size in options.sizes
+        }
+    sizes = map(str, options.sizes)
+    words = ["--turns", str(options.turns), "--width", str(options.width)]
+    words += ["--sizes", *sizes, "--policies", *options.policies]
     record = {
-        "command": f"augment.py --turns {options.turns}",
+        "command": shlex.join(["augment.py", *words]),
         "speeds": found,
-        "share of a training step": share_of_step(min(options.turns, 5)),
+        "share of a training step": share_of_step(min(options.turns, 5), options.width),
         **circumstances(),
     }
     (options.out / "augment.json").write_text(json.dumps(record, indent=1) + "\n")
