@@ -179,7 +179,9 @@ def _stage(
         head=head,
         views=views,  # augmented copies of each image in a batch
         frozen=frozen,  # parts that are not trained: ("encoder",) or ()
-        start_from=start_from,  # scratch, or previous: the encoder of the stage before
+        # previous: the encoder of the stage before; scratch: that of model.weights where it is set,
+        # else initial values
+        start_from=start_from,
         epochs=100.0,  # passes over the training images; may be fractional
         warmup_epochs=0.0,  # of them with a linearly rising learning rate
         batch_size=256,  # images (not views) in the global batch
@@ -192,8 +194,12 @@ def _stage(
             momentum=0.999,  # share of that encoder that stays at each step
             from_epoch=0.0,  # from which on features are kept: the encoder moves fast at first
         ),
-        average=0.0,  # decay of a moving average of the parameters, which is evaluated; 0: none
-        skip_nonfinite=0,  # steps in a row without a finite gradient that are left out; 0: stop
+        # decay of a moving average of the parameters, which is evaluated, with the running batch
+        # statistics; at step t it is at most (1 + t) / (10 + t): 0.999 needs 8,990 steps; 0: none
+        average=0.0,
+        # steps in a row without a finite gradient that are left out; the schedule waits too, so it
+        # ends as many steps early, and the logged learning rate is ahead by as many; 0: stop
+        skip_nonfinite=0,
         loss_scale=1.0,  # factor on the loss for the gradient; the logged loss is without it
         optimizer=dict(
             name="sgd",  # sgd, nesterov, lars, rmsprop, adamw

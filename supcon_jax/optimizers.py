@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, PyTree
 
 SCHEDULES = ("cosine", "exponential", "step", "constant")
 
@@ -230,21 +230,30 @@ def _included(exclude: str | Sequence[str]) -> Callable[[PyTree], PyTree]:
     return partial(jax.tree_util.tree_map_with_path, is_included)
 
 
-def update_average(average: PyTree, params: PyTree, decay: float) -> PyTree:
-    """Exponential moving average of parameters: decay average + (1 - decay) params.
+def update_average(
+    average: PyTree, params: PyTree, decay: float, step: int | Int[Array, ""]
+) -> PyTree:
+    """Exponential moving average of parameters: d average + (1 - d) params.
+
+    At step t, d = min(decay, (1 + t) / (10 + t)), so that the random initial values are gone (1e-5
+    of them is left) after ten steps. The average is over about the last (10 + t) / 9 steps until
+    d is the decay, from step (10 decay - 1) / (1 - decay) on: 890 for 0.99, 89,990 for 0.9999.
 
     Args:
       average: what it was, a tree as `params`.
       params: after the step.
       decay: from 0 (the parameters themselves) to below 1.
+      step: t, the steps done before this one.
 
     Returns:
       The new average, a tree as `params`.
 
     References:
-      Polyak and Juditsky, 1992, https://epubs.siam.org/doi/10.1137/0330046
+      Polyak and Juditsky, 1992, https://epubs.siam.org/doi/10.1137/0330046; `num_updates` of
+      https://www.tensorflow.org/api_docs/python/tf/train/ExponentialMovingAverage
     """
-    return optax.incremental_update(params, average, 1.0 - decay)
+    decay_now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return optax.incremental_update(params, average, 1.0 - decay_now)
 
 
 def _require(condition: bool, field: str, expected: str, value: Any) -> None:

@@ -39,7 +39,10 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def evaluated(self) -> PyTree:
-        """The trainable parameters to evaluate and to hand on: their average where there is one."""
+        """The trainable parameters to evaluate and to hand on: their average where there is one.
+
+        Batch statistics have no average of their own: they are the running ones of `params`.
+        """
         return self.aux.get("average", self.params)
 
 

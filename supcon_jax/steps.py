@@ -51,7 +51,7 @@ def train_step(
       micro_batches: parts of the batch whose activations are held one after the other.
       independent: the objective's examples do not see each other, see `micro_batches.gradient_of`.
       unroll: of the micro-batches, see there.
-      average: decay of the moving average of the parameters, 0 for none.
+      average: decay of the moving average of the parameters, see `update_average`; 0 for none.
       follow: rule of the momentum encoder and its queue, see `momentum.follow`; the views after
         the first pass through that encoder. None: no such encoder.
       axis_name: mapped axis that the batch is split over, or None.
@@ -90,7 +90,7 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params, aux = optax.apply_updates(state.params, updates), state.aux
     if average:
-        aux = {**aux, "average": update_average(aux["average"], params, average)}
+        aux = {**aux, "average": update_average(aux["average"], params, average, state.step)}
     if follow is not None:
         aux = follow(aux, params, outputs[:, 1:], batch["label"], state.step, axis_name=axis_name)
 

@@ -523,15 +523,18 @@ def test_optimizers_refuse(changed, message):
 # ---- average
 
 
-def test_parameter_average_is_the_weighted_sum_of_all_parameters():
+@pytest.mark.parametrize("decay", [0.2, 0.9])  # whole from the third step on; never
+def test_parameter_average_is_the_weighted_sum_of_all_parameters(decay):
     _, history = weights_and_gradients(np.float32)  # six trees of parameters, one after the other
     first = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), history)
-    average, update = first, jax.jit(partial(update_average, decay=0.9))
-    for i in range(1, 6):
+    average, update = first, jax.jit(partial(update_average, decay=decay))
+    factors = np.eye(6)[0]
+    for i, warmed in enumerate([1 / 10, 2 / 11, 3 / 12, 4 / 13, 5 / 14], start=1):
         params = jax.tree.map(lambda leaf, i=i: leaf[i], history)
-        average = update(average, params)
-    factors = np.array([0.9**5, *(0.1 * 0.9 ** (5 - i) for i in range(1, 6))])
+        average = update(average, params, step=jnp.int32(i - 1))
+        kept = min(decay, warmed)
+        factors = kept * factors + (1 - kept) * np.eye(6)[i]
     expected = jax.tree.map(lambda leaf: np.tensordot(factors, leaf.astype(float), 1), history)
     assert_close(average, expected, rtol=1e-5, atol=1e-6)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(average)} == {"float32"}
-    assert_close(update_average(first, average, 0.0), average, rtol=0)
+    assert_close(update_average(first, average, 0.0, step=100), average, rtol=0)

@@ -345,11 +345,13 @@ def test_training_learns_real_digits(mesh_of):
 
 
 def test_average_follows_the_parameters_and_is_what_is_evaluated(x64, mesh_of):
-    state, step = make(learning_rate=0.1, average=0.75)
+    state, step = make(learning_rate=0.1, average=0.15)
     expected, now = state.params, state
-    for _ in range(3):
+    for kept in (0.1, 0.15, 0.15):
         now, _ = run(mesh_of(1), now, step, digits(32))
-        expected = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, expected, now.params)
+        expected = jax.tree.map(
+            lambda a, p, kept=kept: kept * a + (1 - kept) * p, expected, now.params
+        )
     assert_close(now.aux["average"], expected, 1e-12)
     assert now.evaluated is now.aux["average"]
     images = {"image": digits(8)["image"]}
@@ -363,6 +365,32 @@ def test_average_follows_the_parameters_and_is_what_is_evaluated(x64, mesh_of):
         jax.jit(evaluate)(now, images)["features"], jax.jit(evaluate)(plain, images)["features"]
     )
     assert_close(encoder_of(now)["params"], expected["encoder"], 1e-12)
+
+
+def test_a_short_run_is_not_evaluated_at_its_initial_values(mesh_of):
+    """100 steps with a decay of 0.999, which alone would keep 90 % of them."""
+    batch, mesh = digits(256), mesh_of(1)
+    options = dict(objective="cross_entropy", views=1, normalizing=False)
+    state, step = make(**options, learning_rate=1.0, average=0.999)
+    compiled = parallel.data_parallel(step, mesh)
+    now, looped = parallel.replicate(jax.tree.map(jnp.copy, state), mesh), state.params
+    for t in range(100):
+        now, _ = compiled(now, parallel.shard(batch, mesh))
+        kept = min(0.999, (1 + t) / (10 + t))
+        looped = jax.tree.map(
+            lambda a, p, kept=kept: kept * a + (1 - kept) * np.asarray(p), looped, now.params
+        )
+    assert_close(now.aux["average"], looped, 1e-5)
+
+    preprocess = partial(policies.center_crop, size=8, mean=(0.3,), std=(0.4,))
+    scores = jax.jit(partial(steps.eval_step, model=step.keywords["model"], preprocess=preprocess))
+
+    def accuracy(state):
+        return np.mean(scores(state, batch)["outputs"].argmax(-1) == batch["label"])
+
+    live = accuracy(now.replace(aux={}))
+    assert live > 0.4
+    assert accuracy(now) > live - 0.05
 
 
 def test_without_an_average_there_is_nothing_in_aux(mesh_of):
