@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 Kind = Literal["logits", "probabilities"]
+BINS = 15  # as Guo et al., 2017
 
 
 class Reliability(NamedTuple):
@@ -28,7 +29,7 @@ def expected_calibration_error(
     outputs: Float[np.ndarray, "examples classes"],
     labels: Int[np.ndarray, " examples"],
     *,
-    bins: int = 15,
+    bins: int = BINS,
     kind: Kind = "logits",
 ) -> float:
     """Distance of accuracy from confidence, mean over the examples, in bins of confidence.
@@ -65,7 +66,7 @@ def reliability(
     outputs: Float[np.ndarray, "examples classes"],
     labels: Int[np.ndarray, " examples"],
     *,
-    bins: int = 15,
+    bins: int = BINS,
     kind: Kind = "logits",
 ) -> Reliability:
     """Mean confidence, accuracy and number of examples in each bin of confidence.
@@ -86,7 +87,9 @@ def reliability(
     )
 
 
-def draw_reliability(curves: Mapping[str, Reliability], file: Path) -> Path:
+def draw_reliability(
+    curves: Mapping[str, Reliability], file: Path, *, errors: Mapping[str, float] | None = None
+) -> Path:
     """Write a picture of reliability diagrams, one line each.
 
     Left: accuracy against confidence, with the diagonal of perfect calibration. Right: the share of
@@ -95,6 +98,8 @@ def draw_reliability(curves: Mapping[str, Reliability], file: Path) -> Path:
     Args:
       curves: name, for the legend, to `reliability(...)`, for example one of each severity.
       file: of the picture; its folder is made.
+      errors: name to the expected calibration error in the legend, where it is another than the
+        curve's own, such as a mean over the curves that were pooled in it.
 
     Returns:
       The file.
@@ -107,7 +112,8 @@ def draw_reliability(curves: Mapping[str, Reliability], file: Path) -> Path:
     axes[0].plot((0, 1), (0, 1), ":", color="grey", lw=1)
     for name, found in curves.items():
         there, bins = found.examples > 0, len(found.examples)
-        label = f"{name} (ECE {of_bins(found):.3f})"
+        error = of_bins(found) if errors is None else errors[name]
+        label = f"{name} (ECE {error:.3f}, {bins} bins)"
         axes[0].plot(found.confidence[there], found.accuracy[there], marker=".", label=label)
         share = found.examples / found.examples.sum()
         axes[1].stairs(share, np.arange(bins + 1) / bins, lw=1.5)

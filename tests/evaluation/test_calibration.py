@@ -1,5 +1,6 @@
 """Expected calibration error and reliability diagrams."""
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -127,6 +128,19 @@ def test_draws_every_curve(tmp_path):
     assert pictures[0].shape == pictures[1].shape
     orange = (np.abs(picture.astype(int) - (255, 127, 14)).sum(-1) < 30 for picture in pictures)
     assert [bool(found.sum() > 100) for found in orange] == [False, True]
+
+
+def test_the_legend_states_bins_and_errors(tmp_path):
+    curves = {"model": reliability(LOGITS, TARGETS)}
+    own = expected_calibration_error(LOGITS, TARGETS)
+    assert own < 0.9
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        texts = [
+            draw_reliability(curves, tmp_path / "one.svg", errors=errors).read_text()
+            for errors in (None, {"model": 0.9})
+        ]
+    for text, error in zip(texts, (own, 0.9), strict=True):
+        assert f"model (ECE {error:.3f}, 15 bins)" in text
 
 
 @pytest.mark.usefixtures("unchecked")
