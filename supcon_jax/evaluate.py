@@ -3,7 +3,7 @@
     python -m supcon_jax.evaluate --workdir runs/digits-supcon
     python -m supcon_jax.evaluate --workdir D --suite robustness few_shot
     python -m supcon_jax.evaluate --workdir D --features projection
-    python -m supcon_jax.evaluate --workdir D --suite transfer_linear --on folder:PATH
+    python -m supcon_jax.evaluate --workdir D --suite few_shot transfer_linear --on folder:PATH
     python -m supcon_jax.evaluate --workdir D --suite transfer_finetune --on tfds:dtd
     python -m supcon_jax.evaluate --workdir D --weights FILE --config resnet50 --data_dir PATH
 
@@ -26,10 +26,13 @@ from ml_collections import ConfigDict
 
 from supcon_jax import config as configuration
 from supcon_jax import report, transfer
+from supcon_jax.evaluation.calibration import BINS
 from supcon_jax.fitting import fit_to_images
-from supcon_jax.suites import SEVERITIES, SUITES, TRANSFER, open_subject
+from supcon_jax.suites import ANYWHERE, SEVERITIES, SUITES, TRANSFER, open_subject
 from supcon_jax.trained import open_run, open_weights
 from supcon_jax.workdir import claimed, write_json
+
+ELSEWHERE = (*ANYWHERE, *TRANSFER)  # what --on is for
 
 
 def evaluate(
@@ -55,7 +58,7 @@ def evaluate(
         (`model.normalize`).
       data_dir: where the data set is now, if not where it was in training; of the suites of
         transfer TFDS's folder.
-      on: the data set of the suites of transfer, see `transfer.open_target`.
+      on: another data set, for the suites of transfer and few_shot; see `transfer.open_target`.
       splits: of that.
       metric: of that.
       grid: of the suite transfer_finetune.
@@ -71,18 +74,13 @@ def evaluate(
     """
     if unknown := [name for name in suites if name not in SUITES]:
         raise ValueError(f"unknown suite {unknown[0]!r}{configuration.nearest(unknown[0], SUITES)}")
+    _check_target(suites, on)
     run = open_run(workdir) if imported is None else open_weights(imported, workdir)
     subject = open_subject(run, layer, normalised, data_dir)
-    if wanted := [name for name in suites if name in TRANSFER]:
-        if on is None:
-            raise ValueError(
-                f"the suite {wanted[0]} needs a data set: --on tfds:NAME, folder:PATH or digits"
-            )
+    if on is not None:
         options: dict[str, Any] = {"splits": splits, "metric": metric, "data_dir": data_dir}
         target = transfer.open_target(run.config, on, **options)
         subject = replace(subject, target=target, grid=grid)
-    elif on is not None:
-        raise ValueError(f"--on is for the suites {' and '.join(TRANSFER)}")
     folder, file = run.workdir / "evaluation", run.workdir / "evaluation.json"
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(run.workdir):
@@ -94,10 +92,21 @@ def evaluate(
         for suite in suites:
             found, results = SUITES[suite](subject, folder), record["suites"]
             of_features = results.setdefault(subject.name, {})
-            earlier = of_features.get(suite, {}) if suite in TRANSFER else {}
-            of_features[suite] = earlier | found
+            name = f"{suite} on {on}" if on and suite in ANYWHERE else suite
+            earlier = of_features.get(name, {}) if suite in TRANSFER else {}
+            of_features[name] = earlier | found
             write_json(file, record | report.circumstances())
     return record
+
+
+def _check_target(suites: Sequence[str], on: str | None) -> None:
+    wanted = [name for name in suites if name in TRANSFER]
+    if wanted and on is None:
+        raise ValueError(
+            f"the suite {wanted[0]} needs a data set: --on tfds:NAME, folder:PATH or digits"
+        )
+    if on is not None and not set(suites) & set(ELSEWHERE):
+        raise ValueError(f"--on is for the suites {', '.join(ELSEWHERE)}; got {', '.join(suites)}")
 
 
 def table(record: dict[str, Any]) -> str:
@@ -105,17 +114,16 @@ def table(record: dict[str, Any]) -> str:
     lines = []
     for features, suites in record["suites"].items():
         for suite, found in suites.items():
-            rows = ROWS.get(suite, _plain_rows)(found)
-            lines += [f"{features}: {suite}", *(f"  {line}" for line in rows), ""]
+            rows = ROWS.get(suite.partition(" ")[0], _plain_rows)(found)
+            title = f"{features}: {suite}"
+            title = title if len(title) <= 80 else f"{title[:38]}...{title[-39:]}"
+            lines += [title, *(f"  {line}" for line in rows), ""]
     return "\n".join(lines).rstrip()
 
 
 def _standard_rows(found: dict[str, Any]) -> list[str]:
-    rows = [f"{'':21}{'top-1':>9}{'top-5':>9}{'ECE':>8}"]
-    for name, label in (("classifier", "classifier of the run"), ("probe", "linear probe")):
-        if name in found:
-            one = found[name]
-            rows.append(f"{label:21}{one['top1']:9.2%}{one['top5']:9.2%}{one['ece']:8.3f}")
+    labels = {"classifier": "classifier of the run", "probe": "linear probe"}
+    rows = _score_rows({label: found[name] for name, label in labels.items() if name in found})
     rows.append(f"{'k-NN':21}{found['knn']:9.2%}")
     rows.append(f"{'nearest class mean':21}{found['class_mean']:9.2%}")
     ranked = sorted((s, name) for name, s in found["per_class"].items() if s is not None)
@@ -124,14 +132,22 @@ def _standard_rows(found: dict[str, Any]) -> list[str]:
 
 
 def _sgd_rows(found: dict[str, Any]) -> list[str]:
-    scores = f"{found['top1']:9.2%}{found['top5']:9.2%}{found['ece']:8.3f}"
-    return [f"{'linear stage (SGD)':21}{scores}"]
+    return _score_rows({"linear stage (SGD)": found})
+
+
+def _score_rows(scores: dict[str, dict[str, Any]]) -> list[str]:
+    head = f"{'':21}{'top-1':>9}{'top-5':>9}{f'ECE ({BINS} bins)':>15}"
+    return [head] + [
+        f"{label:21}{one['top1']:9.2%}{one['top5']:9.2%}{one['ece']:15.3f}"
+        for label, one in scores.items()
+    ]
 
 
 def _few_rows(found: dict[str, Any]) -> list[str]:
-    rows = [f"{'images a class':16}{'probe':>18}{'class mean':>18}"]
+    metric = found.get("metric", "top1").replace("_", " ")
+    rows = [f"{'images a class':16}{'probe':>18}{'class mean':>18}  {metric}"]
     for shots, one in found.items():
-        if shots != "draws":
+        if shots.isdigit():
             cells = (f"{s['mean']:.2%} +- {s['sd']:.2%}" for s in (one["probe"], one["class_mean"]))
             rows.append(f"{shots:16}" + "".join(f"{cell:>18}" for cell in cells))
     return rows
@@ -139,7 +155,8 @@ def _few_rows(found: dict[str, Any]) -> list[str]:
 
 def _robustness_rows(found: dict[str, Any]) -> list[str]:
     rows = [f"{'severity':12}{'clean':>9}" + "".join(f"{s:>9}" for s in SEVERITIES)]
-    for name, label, form in (("top1", "top-1", "9.2%"), ("ece", "ECE", "9.3f")):
+    ece = f"ECE, {BINS} bins"
+    for name, label, form in (("top1", "top-1", "9.2%"), ("ece", ece, "9.3f")):
         values = [found["clean"][name], *found[name]]
         rows.append(f"{label:12}" + "".join(format(value, form) for value in values))
     if "mce" in found:
@@ -217,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data_dir", help="where the data set is now")
     parser.add_argument("--weights", help="encoder to import (.pth, .npz, .safetensors)")
     parser.add_argument("--config", help="recipe of --weights: NAME or FILE.py")
-    _add_transfer(parser.add_argument_group(", ".join(TRANSFER)))
+    _add_transfer(parser.add_argument_group(", ".join(ELSEWHERE)))
     options = parser.parse_args(arguments)
     with command.running(options.debug):
         record = evaluate(

@@ -1,6 +1,7 @@
 """What is evaluated, and the suites: `(subject, folder for pictures) -> results`."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from supcon_jax import transfer
 from supcon_jax.config import config_hash, used
 from supcon_jax.data.sources import Source, is_prepared, open_source
 from supcon_jax.evaluation.calibration import (
+    BINS,
     Reliability,
     draw_reliability,
     expected_calibration_error,
@@ -69,7 +71,7 @@ class Subject:
       mesh: the devices.
       layer: "encoder" (the last state's) or "projection" (of the contrastive stage).
       normalised: features are brought to length 1.
-      target: another data set, for the suites of transfer.
+      target: another data set, for the suites that take one.
       grid: what fine-tuning on it tries.
     """
 
@@ -84,6 +86,11 @@ class Subject:
     def name(self) -> str:
         """For tables and records: "encoder, length 1"."""
         return self.layer + (", length 1" if self.normalised else "")
+
+    @property
+    def slug(self) -> str:
+        """For names of files: "encoder-unit"."""
+        return self.layer + ("-unit" if self.normalised else "")
 
     @property
     def stage(self) -> str:
@@ -109,9 +116,10 @@ class Subject:
 
     @property
     def classifies(self) -> bool:
-        """Whether the outputs are logits of a classifier that was trained."""
+        """Whether the outputs are logits of a classifier that was trained on these features."""
         head = self.run.config[self.stage].head.name
-        return head == "classifier" and not self.run.imported
+        as_trained = self.normalised == self.run.normalises(self.layer)
+        return head == "classifier" and as_trained and not self.run.imported
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -123,12 +131,14 @@ class Subject:
         """Their number."""
         return len(self.class_names)
 
-    def look(self, source: Source) -> Embedded:
-        """Features and outputs of a split."""
+    def look(self, source: Source, show: Callable[[int], None] | None = None) -> Embedded:
+        """Features and outputs of a split; `show` takes the number of images done, else a bar."""
+        if show is None:
+            with closing(Progress(source.name, 0, source.size)) as bar:
+                return self.look(source, bar.move)
         step, state = self.trained.eval_step, self.trained.state
         size = self.run.config.evaluation.batch_size
-        with closing(Progress(source.name, 0, source.size)) as bar:
-            found = embed(step, state, source, batch_size=size, mesh=self.mesh, show=bar.move)
+        found = embed(step, state, source, batch_size=size, mesh=self.mesh, show=show)
         features = found.features if self.layer == "encoder" else found.outputs
         if self.normalised:
             features = np.asarray(l2_normalize(jnp.asarray(features)))
@@ -217,17 +227,18 @@ def standard(subject: Subject, folder: Path) -> dict[str, Any]:
         for name, share in zip(names, shares, strict=True)
     }
     matrix = confusion_matrix(predicted, test.labels, subject.classes)
-    draw_confusion(matrix, names, folder / f"confusion-{subject.layer}.png")
+    draw_confusion(matrix, names, folder / f"confusion-{subject.slug}.png")
     return found
 
 
 def of_logits(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Top-1, top-5 and expected calibration error (15 bins of equal width)."""
+    """Top-1, top-5, and the expected calibration error with its number of bins."""
     found = Embedded(np.zeros((len(labels), 0), np.float32), logits, labels)
     return {
         "top1": top_k_accuracy(found, 1),
         "top5": top_k_accuracy(found, 5),
         "ece": expected_calibration_error(logits, labels),
+        "ece_bins": BINS,
     }
 
 
@@ -241,7 +252,7 @@ def sgd_probe(subject: Subject, folder: Path) -> dict[str, Any]:
     check_batch(config, "linear", subject.data, subject.mesh)
     stage = build_stage(config, "linear", subject.data, subject.mesh)
     start = create(stage, config, subject.mesh, previous=subject.trained.state)
-    place = folder / f"sgd_probe{'-unit' * subject.normalised}"
+    place = folder / f"sgd_probe-{subject.slug}"
     reserve(place, {**subject.run.identity, "stage": config_hash(used(config))})
     with Interruptions().caught() as interruptions, closing(Logs(place)) as logs:
         state = run_stage(stage, start, config, subject.data, subject.mesh, logs, interruptions)
@@ -251,12 +262,22 @@ def sgd_probe(subject: Subject, folder: Path) -> dict[str, Any]:
 
 
 def few_shot(subject: Subject, folder: Path) -> dict[str, Any]:
-    """Probe and class means from a few training images of each class, drawn several times."""
-    train, test = subject.train, subject.test
-    fewest = np.bincount(train.labels, minlength=subject.classes).min()
-    found: dict[str, Any] = {"draws": DRAWS}
+    """Probe and class means from a few training images of each class, drawn several times.
+
+    Of the run's own data or, where there is one, of the target, with its metric. Nothing is chosen,
+    so that the target's validation images are training images.
+    """
+    target = subject.target
+    if target is None:
+        train, test, classes = subject.train, subject.test, subject.classes
+        metric, slug = "top1", subject.slug
+    else:
+        train, test, classes = subject.look(target.both), subject.look(target.test), target.classes
+        metric, slug = target.metric, f"{subject.slug}-on-{target.folder}"
+    fewest = np.bincount(train.labels, minlength=classes).min()
+    found: dict[str, Any] = {"metric": metric, "draws": DRAWS}
     for shots in (k for k in SHOTS if k <= fewest):
-        scores = [_from_few(train, test, shots, draw, subject.classes) for draw in range(DRAWS)]
+        scores = [_from_few(train, test, shots, draw, classes, metric) for draw in range(DRAWS)]
         found[str(shots)] = {
             name: {
                 "mean": float(np.mean([score[name] for score in scores])),
@@ -264,12 +285,12 @@ def few_shot(subject: Subject, folder: Path) -> dict[str, Any]:
             }
             for name in scores[0]
         }
-    _draw_few({k: v for k, v in found.items() if k != "draws"}, folder / "few_shot.png")
+    _draw_few(found, folder / f"few_shot-{slug}.png")
     return found
 
 
 def _from_few(
-    train: Embedded, test: Embedded, shots: int, draw: int, classes: int
+    train: Embedded, test: Embedded, shots: int, draw: int, classes: int, metric: str
 ) -> dict[str, float]:
     order = np.random.RandomState(draw).permutation(len(train.labels))
     chosen = np.concatenate([order[train.labels[order] == c][:shots] for c in range(classes)])
@@ -280,7 +301,8 @@ def _from_few(
         "probe": predict_logits(probe, test.features).argmax(-1),
         "class_mean": nearest_class_mean(test.features, features, labels),
     }
-    return {name: float((found == test.labels).mean()) for name, found in predicted.items()}
+    score = transfer.METRICS[metric]
+    return {name: score(found, test.labels, classes) for name, found in predicted.items()}
 
 
 def _draw_few(found: dict[str, Any], file: Path) -> None:
@@ -288,11 +310,12 @@ def _draw_few(found: dict[str, Any], file: Path) -> None:
 
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     axis = figure.subplots()
-    shots = [int(k) for k in found]
+    shots = [int(k) for k in found if k.isdigit()]
+    metric = found["metric"].replace("_", " ")
     for name, label in (("probe", "linear probe"), ("class_mean", "nearest class mean")):
         means, sds = ([found[str(k)][name][key] for k in shots] for key in ("mean", "sd"))
         axis.errorbar(shots, means, sds, marker=".", capsize=2, label=label)
-    axis.set(xscale="log", xlabel="training images of each class", ylabel="test accuracy")
+    axis.set(xscale="log", xlabel="training images of each class", ylabel=f"test {metric}")
     axis.set_xticks(shots, map(str, shots))
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
@@ -304,44 +327,41 @@ def robustness(subject: Subject, folder: Path) -> dict[str, Any]:
 
     The images are TFDS's `cifar10_corrupted` or `imagenet2012_corrupted` where these are prepared,
     else made by `evaluation.corruptions`. The mCE, relative to AlexNet on ImageNet-C, is given for
-    ImageNet's 1,000 classes only.
+    ImageNet's 1,000 classes only. The ECE of a severity is the mean over the corruptions; its curve
+    in the picture is of all their images.
     """
-    log = folder / f"corruptions-{subject.layer}{'-unit' * subject.normalised}.jsonl"
-    images = corrupted_images(subject)
-    of = {**subject.run.identity, "images": images.name}
-    earlier = [record for record in _records(log) if record["of"] == of]
-    write_whole(log, "".join(json.dumps(record) + "\n" for record in earlier))
-    done = {(record["name"], record["severity"]): record for record in earlier}
-    cases = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
-    with closing(Progress("corruptions", len(done), len(cases))) as progress, log.open("a") as out:
-        for count, case in enumerate(cases, start=1):
-            if case not in done:
-                done[case] = {**_on_corrupted(subject, images.make, *case), "of": of}
-                out.write(json.dumps(done[case]) + "\n")
-                out.flush()
-                progress.move(count)
-                progress.show(count, {"heldout/top1": 1 - done[case]["error"]})
+    clean_logits, images = subject.logits(subject.test), corrupted_images(subject)
+    done = _on_all(subject, images, folder / f"corruptions-{subject.slug}.jsonl")
     errors = {name: [done[name, s]["error"] for s in SEVERITIES] for name in CORRUPTIONS}
     eces = {name: [done[name, s]["ece"] for s in SEVERITIES] for name in CORRUPTIONS}
-    clean = of_logits(subject.logits(subject.test), subject.test.labels)
+    clean = of_logits(clean_logits, subject.test.labels)
     found = {
         "images": images.name,
         "classifier": subject.classifier,
         "clean": clean,
         "top1": [float(x) for x in accuracy_by_severity(errors)],
         "ece": np.mean(list(eces.values()), axis=0).tolist(),
+        "ece_bins": BINS,
         "mean_error": float(np.mean(list(errors.values()))),
         "errors": errors,
     }
-    if subject.classes == 1000:
+    if _is_imagenet(subject.class_names):
         score = mean_corruption_error(errors, 1 - clean["top1"])
         found |= {"mce": score.mce, "relative_mce": score.relative}
     pooled = {
         f"severity {s}": _pooled([done[n, s]["bins"] for n in CORRUPTIONS]) for s in SEVERITIES
     }
-    of_clean = reliability(subject.logits(subject.test), subject.test.labels)
-    draw_reliability({"clean": of_clean, **pooled}, folder / "reliability.png")
+    curves = {"clean": reliability(clean_logits, subject.test.labels), **pooled}
+    in_legend = dict(zip(curves, [clean["ece"], *found["ece"]], strict=True))
+    draw_reliability(curves, folder / f"reliability-{subject.slug}.png", errors=in_legend)
     return found
+
+
+def _is_imagenet(class_names: Sequence[str]) -> bool:
+    """Whether these are the WordNet ids of ImageNet's 1,000 classes: so many, first and last."""
+    ids, ends = sorted(class_names), ("n01440764", "n15075141")
+    known = all(re.fullmatch(r"n\d{8}", name) for name in ids)
+    return known and len(ids) == 1000 and (ids[0], ids[-1]) == ends
 
 
 def transfer_linear(subject: Subject, folder: Path) -> dict[str, Any]:
@@ -362,7 +382,7 @@ def transfer_finetune(subject: Subject, folder: Path) -> dict[str, Any]:
         subject.trained.state,
         target,
         subject.mesh,
-        folder / "transfer" / f"{target.folder}{'-unit' * subject.normalised}",
+        folder / "transfer" / f"{target.folder}-{subject.slug}",
         grid=subject.grid,
         normalised=subject.normalised,
     )
@@ -398,16 +418,38 @@ def corrupted_images(subject: Subject) -> Corrupted:
     return Corrupted("supcon_jax.evaluation.corruptions", own)
 
 
-def _on_corrupted(
-    subject: Subject, make: Callable[[str, int], Source], name: str, severity: int
-) -> dict[str, Any]:
-    images = subject.look(make(name, severity))
+def _on_all(
+    subject: Subject, images: Corrupted, log: Path
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """What is found on each corruption and severity, or was before the suite was interrupted."""
+    of = {**subject.run.identity, "images": images.name}
+    earlier = [record for record in _records(log) if record.get("of") == of]
+    write_whole(log, "".join(json.dumps(record) + "\n" for record in earlier))
+    done = {(record["name"], record["severity"]): record for record in earlier}
+    cases = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+    size = subject.data.test.size
+    bar = Progress("corruptions", size * len(done), size * len(cases))
+    with closing(bar), log.open("a") as out:
+        for place, (name, severity) in enumerate(cases):
+            if (name, severity) in done:
+                continue
+            source = images.make(name, severity)
+            found = _on_corrupted(subject, source, lambda n, k=place: bar.move(k * size + n))
+            record = {"name": name, "severity": severity, **found, "of": of}
+            out.write(json.dumps(record) + "\n")
+            out.flush()
+            bar.show(size * (place + 1), {"heldout/top1": 1 - found["error"]})
+            done[name, severity] = record
+    return done
+
+
+def _on_corrupted(subject: Subject, source: Source, show: Callable[[int], None]) -> dict[str, Any]:
+    images = subject.look(source, show)
     logits = subject.logits(images)
     found = reliability(logits, images.labels)
     scores = of_logits(logits, images.labels)
     bins = [np.nan_to_num(x).tolist() for x in found]
-    error = 1 - scores["top1"]
-    return {"name": name, "severity": severity, "error": error, "ece": scores["ece"], "bins": bins}
+    return {"error": 1 - scores["top1"], "ece": scores["ece"], "bins": bins}
 
 
 def _pooled(bins: Sequence[Sequence[Sequence[float]]]) -> Reliability:
@@ -434,3 +476,4 @@ SUITES: dict[str, Callable[[Subject, Path], dict[str, Any]]] = {
     "transfer_finetune": transfer_finetune,
 }
 TRANSFER = ("transfer_linear", "transfer_finetune")  # to other data sets, whose results add up
+ANYWHERE = ("few_shot",)  # on the run's own data, or on another data set

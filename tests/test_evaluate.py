@@ -1,10 +1,12 @@
 """The evaluation command on a short run of the digits, and what it refuses."""
 
+import io
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +15,18 @@ import tiny_tfds
 from short_runs import small
 from state_dicts import state_dict_of
 
+from experiments.corruptions import run as experiment
 from supcon_jax import config as configuration
 from supcon_jax import evaluate, stages, suites, train, trained
 from supcon_jax.data.policies import center_crop
 from supcon_jax.data.sources import open_source
-from supcon_jax.evaluation.corruptions import corrupted
+from supcon_jax.evaluation.corruptions import (
+    ALEXNET_CLEAN_ERROR,
+    ALEXNET_ERRORS,
+    CORRUPTIONS,
+    corrupted,
+)
+from supcon_jax.evaluation.embed import Embedded
 from supcon_jax.models import encoder_from_torch
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +56,9 @@ def test_standard_scores_are_those_of_the_run(finished):
     assert mean == pytest.approx(found["classifier"]["top1"], abs=1e-4)
     assert found["probe"]["top1"] > 0.6
     assert found["class_mean"] > 0.3  # after ten steps; chance is 0.1
-    assert (workdir / "evaluation" / "confusion-encoder.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        (workdir / "evaluation" / "confusion-encoder-unit.png").read_bytes().startswith(b"\x89PNG")
+    )
     assert json.loads((workdir / "evaluation.json").read_text())["suites"] == record["suites"]
 
 
@@ -64,12 +75,26 @@ def test_layers_are_kept_apart(finished):
     longer = evaluate.evaluate(finished[0], normalised=False)["suites"]
     assert {"projection", "encoder"} <= longer.keys()
     assert longer["projection"]["standard"] == found
+    pictures = {file.name for file in (finished[0] / "evaluation").glob("*.png")}
+    assert {"confusion-projection.png", "confusion-encoder.png"} <= pictures
+
+
+def test_the_runs_classifier_is_of_the_features_it_was_trained_on(copy, monkeypatch):
+    monkeypatch.setattr(suites, "CORRUPTIONS", ("contrast",))
+    record = evaluate.evaluate(copy, ["standard", "robustness"], normalised=False)
+    of_layer = record["suites"]["encoder"]
+    found = of_layer["standard"]
+    assert "classifier" not in found
+    mean = np.average(list(found["per_class"].values()), weights=np.bincount(labels_of("test")))
+    assert mean == pytest.approx(found["probe"]["top1"], abs=1e-4)
+    assert of_layer["robustness"]["classifier"] == "the fast probe"
+    assert of_layer["robustness"]["clean"]["top1"] == found["probe"]["top1"]
 
 
 def test_few_images_a_class(finished, monkeypatch):
     monkeypatch.setattr(suites, "SHOTS", (1, 20, 1000))
     found = evaluate.evaluate(finished[0], ["few_shot"])["suites"]["encoder, length 1"]["few_shot"]
-    assert found.keys() == {"draws", "1", "20"}  # no class has 1,000 images
+    assert found.keys() == {"metric", "draws", "1", "20"}  # no class has 1,000 images
     for name in ("probe", "class_mean"):
         assert found["20"][name]["mean"] > found["1"][name]["mean"] > 0.2
         assert found["20"][name]["sd"] < found["1"][name]["sd"]
@@ -78,6 +103,10 @@ def test_few_images_a_class(finished, monkeypatch):
 def test_corrupted_images(finished, monkeypatch):
     names = ("gaussian_noise", "contrast")
     monkeypatch.setattr(suites, "CORRUPTIONS", names)
+    drawn, draw = {}, suites.draw_reliability
+    monkeypatch.setattr(
+        suites, "draw_reliability", lambda *of, **how: (drawn.update(how), draw(*of, **how))
+    )
     workdir, results = finished
     found = evaluate.evaluate(workdir, ["robustness"])["suites"]["encoder, length 1"]["robustness"]
     assert found["classifier"] == "the stage linear's"
@@ -88,9 +117,100 @@ def test_corrupted_images(finished, monkeypatch):
     assert found["mean_error"] == pytest.approx(errors.mean())
     assert errors[0, 4] > errors[0, 0]
     assert "mce" not in found  # AlexNet's errors are of ImageNet
+    assert found["ece_bins"] == found["clean"]["ece_bins"] == 15
+    of_severities = {f"severity {s}": ece for s, ece in enumerate(found["ece"], start=1)}
+    assert drawn["errors"] == {"clean": found["clean"]["ece"], **of_severities}
+    picture = workdir / "evaluation" / "reliability-encoder-unit.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
     subject = subject_of(workdir)
     noisy = subject.look(corrupted(subject.data.test, "gaussian_noise", 3))
     assert errors[0, 2] == pytest.approx((noisy.outputs.argmax(-1) != noisy.labels).mean())
+
+
+IMAGENET = ("n01440764", *(f"n{k:08}" for k in range(2_000_000, 2_000_998)), "n15075141")
+
+
+def guesses(wrong):
+    """Logits of 20 images of 1,000 classes, so many of which are wrong."""
+    labels = np.arange(20)
+    outputs = np.eye(1000, dtype=np.float32)[labels + (labels < wrong)]
+    return Embedded(np.zeros((20, 0), np.float32), outputs, labels)
+
+
+def robustness_of(class_names, folder, monkeypatch):
+    """The suite with one clean image wrong of 20, and two times the severity of the others."""
+    subject = SimpleNamespace(
+        run=SimpleNamespace(identity={}),
+        slug="encoder",
+        classifier="the stage linear's",
+        class_names=class_names,
+        data=SimpleNamespace(test=SimpleNamespace(size=20)),
+        test=guesses(1),
+        logits=lambda found: found.outputs,
+        look=lambda severity, show: guesses(2 * severity),
+    )
+    made = suites.Corrupted("made up", lambda name, severity: severity)
+    monkeypatch.setattr(suites, "corrupted_images", lambda subject: made)
+    return suites.robustness(subject, folder)
+
+
+@pytest.mark.usefixtures("unchecked")  # the subject is made up
+def test_mce_on_imagenet(tmp_path, monkeypatch):
+    found = robustness_of(IMAGENET, tmp_path, monkeypatch)
+    of_alexnet = np.array([np.mean(ALEXNET_ERRORS[name]) for name in CORRUPTIONS])
+    assert found["mce"] == pytest.approx(100 * np.mean(0.3 / of_alexnet))
+    lost = of_alexnet - ALEXNET_CLEAN_ERROR
+    assert found["relative_mce"] == pytest.approx(100 * np.mean(0.25 / lost))
+    row = f"mCE {found['mce']:.1f}, relative mCE {found['relative_mce']:.1f}"
+    assert row in evaluate.table({"suites": {"encoder": {"robustness": found}}})
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "class_names",
+    [tuple(map(str, range(1000))), IMAGENET[:-1], (*IMAGENET[:-1], "n02999999")],
+    ids=["other names", "999", "other ids"],
+)
+def test_no_mce_elsewhere(class_names, tmp_path, monkeypatch):
+    assert "mce" not in robustness_of(class_names, tmp_path, monkeypatch)
+
+
+def test_the_experiment_takes_the_scores_of_its_features(copy, monkeypatch):
+    monkeypatch.setattr(suites, "CORRUPTIONS", ("contrast",))
+    record = evaluate.evaluate(copy, ["robustness"], layer="projection")
+    found = experiment.on_corrupted(copy, small(), {})
+    record = json.loads((copy / "evaluation.json").read_text())
+    own = record["suites"]["encoder, length 1"]["robustness"]
+    assert found["error on corrupted"] == pytest.approx(100 * own["mean_error"])
+    assert "mce" not in found
+    own |= {"mce": 70.0, "relative_mce": 95.0}
+    monkeypatch.setattr(experiment, "evaluate", lambda *arguments: record)
+    found = experiment.on_corrupted(copy, small(), {})
+    assert (found["mce"], found["relative_mce"]) == (70.0, 95.0)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_one_bar_at_a_time(copy, monkeypatch):
+    monkeypatch.setattr(suites, "CORRUPTIONS", ("contrast",))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Terminal())
+        evaluate.evaluate(copy, ["robustness"], normalised=False)
+        bars = [text.partition(" |")[0] for text in sys.stderr.getvalue().split("\r") if text]
+    names = list(dict.fromkeys(name.strip() for name in bars if name.strip()))
+    assert names[0] == "digits/test" and names[1].startswith("digits/train")
+    assert names[2:] == ["corruptions"]
+
+
+def test_progress_where_there_is_no_terminal(copy, monkeypatch, capfd):
+    monkeypatch.setattr(suites, "CORRUPTIONS", ("contrast",))
+    evaluate.evaluate(copy, ["robustness"])
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("corruptions")]
+    assert [line.split()[1] for line in lines] == [f"{360 * k}/1800" for k in range(1, 6)]
+    assert all("  top-1 " in line for line in lines)
 
 
 def subject_of(workdir):
@@ -102,22 +222,23 @@ def test_an_interrupted_suite_goes_on(copy, monkeypatch):
     monkeypatch.setattr(suites, "CORRUPTIONS", ("contrast", "brightness"))
     original, calls = suites._on_corrupted, []
 
-    def failing(subject, make, name, severity):
-        calls.append((name, severity))
+    def failing(subject, source, show):
+        calls.append(source.name)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return original(subject, make, name, severity)
+        return original(subject, source, show)
 
     monkeypatch.setattr(suites, "_on_corrupted", failing)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(copy, ["robustness"])
     log = copy / "evaluation" / "corruptions-encoder-unit.jsonl"
-    log.write_text(log.read_text() + '{"name": "contrast", "sev')  # it was killed while writing
+    earlier = '{"name": "contrast", "severity": 5, "error": 1.0}\n'  # of a version without "of"
+    log.write_text(earlier + log.read_text() + '{"name": "contrast", "sev')  # killed while writing
     found = evaluate.evaluate(copy, ["robustness"])["suites"]["encoder, length 1"]["robustness"]
     assert calls[4:] == [
-        ("contrast", 4),
-        ("contrast", 5),
-        *(("brightness", s) for s in range(1, 6)),
+        f"digits/test ({name}, severity {severity})"
+        for name, severity in [("contrast", 4), ("contrast", 5)]
+        + [("brightness", s) for s in range(1, 6)]
     ]
     monkeypatch.setattr(suites, "_on_corrupted", original)
     log.unlink()
@@ -190,7 +311,9 @@ def test_linear_stage_by_sgd_starts_anew_for_other_weights(imported, tmp_path):
     first = probe(tmp_path / "both", config)
     second = probe(tmp_path / "both", other)
     assert second == alone != first
-    with (tmp_path / "both" / "evaluation" / "sgd_probe-unit" / "metrics.jsonl").open() as lines:
+    with (
+        tmp_path / "both" / "evaluation" / "sgd_probe-encoder-unit" / "metrics.jsonl"
+    ).open() as lines:
         steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(set(steps))  # of one training
 
@@ -254,11 +377,12 @@ def test_linear_stage_by_sgd(copy):
         evaluate.evaluate(copy, ["sgd_probe"], layer="projection")
 
 
-def test_results_of_other_weights_are_not_kept(copy):
+@pytest.mark.parametrize(("key", "other"), [("steps", 3), ("checksums", "0" * 8)])
+def test_results_of_other_weights_are_not_kept(copy, key, other):
     evaluate.evaluate(copy)
     file = copy / "evaluation.json"
     record = json.loads(file.read_text())
-    record["steps"]["linear"] = 3
+    record[key]["linear"] = other
     record["suites"]["projection"] = {}
     file.write_text(json.dumps(record))
     assert evaluate.evaluate(copy)["suites"].keys() == {"encoder, length 1"}
@@ -291,6 +415,7 @@ def test_the_table_fits_a_terminal(finished, monkeypatch):
     text = evaluate.table(json.loads((finished[0] / "evaluation.json").read_text()))
     assert max(map(len, text.splitlines())) <= 80
     assert "classifier of the run" in text
+    assert "ECE (15 bins)" in text and "ECE, 15 bins" in text
 
 
 def test_a_suite_that_was_added(copy, monkeypatch, capsys):

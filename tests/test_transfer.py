@@ -14,6 +14,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from supcon_jax import config as configuration
 from supcon_jax import evaluate, parallel, stages, suites, train, trained, transfer
+from supcon_jax.evaluation.class_means import nearest_class_mean
 from supcon_jax.evaluation.probe import sweep_probe
 
 SIZES = {"train": 40, "validation": 16, "test": 16}  # images of each class
@@ -155,7 +156,7 @@ def test_errors_of_the_command_are_one_line(finished, folder, capsys):
     command = ["--workdir", str(finished), "--suite"]
     for arguments, message in (
         (["transfer_linear"], "the suite transfer_linear needs a data set: --on tfds:NAME, fol"),
-        (["standard", "--on", "digits"], "--on is for the suites transfer_linear and transfer_f"),
+        (["standard", "--on", "digits"], "--on is for the suites few_shot, transfer_linear, tra"),
         (["transfer_linear", "--on", "digits", "--splits", "train", "x"], "digits has the splits"),
         (["transfer_finetune", "--on", "digits", "--features", "projection"], "the suite transfer"),
         (["transfer_finetune", "--on", "digits", "--steps", "0"], "fine-tuning needs steps and a"),
@@ -221,6 +222,33 @@ def test_results_on_several_data_sets_add_up(copy, folder, monkeypatch):
     text = evaluate.table(record)
     assert max(map(len, text.splitlines())) <= 80
     assert "mean per class" in text
+
+
+def test_few_images_a_class_of_another_data_set(copy, folder, monkeypatch):
+    """Of all images of each class there is one choice only, so that the score is known."""
+    monkeypatch.setattr(suites, "SHOTS", (1, 56, 57))  # 40 and 16 images of each digit
+    on, metric = f"folder:{folder}", "mean_per_class"
+    with monkeypatch.context() as patch:
+        patch.setattr(suites, "open_data", None)  # of the run, which is not needed
+        record = evaluate.evaluate(copy, ["few_shot"], on=on, metric=metric)
+    found = record["suites"]["encoder, length 1"][f"few_shot on {on}"]
+    assert found.keys() == {"metric", "draws", "1", "56"}
+    assert found["metric"] == metric
+    subject, target = subject_of(copy), opened(copy, on)
+    both, test = subject.look(target.both), subject.look(target.test)
+    nearest = nearest_class_mean(test.features, both.features, both.labels)
+    balanced = balanced_accuracy_score(test.labels, nearest)
+    assert found["56"]["class_mean"] == {"mean": pytest.approx(balanced), "sd": pytest.approx(0)}
+    assert found["56"]["probe"]["mean"] > found["1"]["probe"]["mean"] > 1 / 3
+    longer = evaluate.evaluate(copy, ["few_shot"])
+    of_features = longer["suites"]["encoder, length 1"]
+    assert of_features[f"few_shot on {on}"] == found
+    assert of_features["few_shot"]["metric"] == "top1"
+    pictures = {file.name for file in (copy / "evaluation").glob("few_shot-encoder-unit*.png")}
+    assert len(pictures) == 2
+    text = evaluate.table(longer)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "class mean  mean per class" in text and "class mean  top1" in text
 
 
 # Fine-tuning.
