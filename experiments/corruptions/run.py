@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 from experiments.bases import RECIPES, base
 from experiments.runner import Claim, main
 from supcon_jax.evaluate import evaluate
+from supcon_jax.suites import open_subject
+from supcon_jax.trained import open_run
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
@@ -19,16 +21,17 @@ def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
 def on_corrupted(
     workdir: Path, config: ConfigDict, results: Mapping[str, Any]
 ) -> Mapping[str, float]:
-    """Mean error over 15 corruptions and 5 severities; accuracy and ECE by severity."""
+    """Mean error over 15 corruptions and 5 severities, and mCE; accuracy and ECE by severity."""
     del results
-    (suites,) = evaluate(workdir, ["robustness"])["suites"].values()
-    found = suites["robustness"]
+    features = open_subject(open_run(workdir), "encoder", None, None).name
+    found = evaluate(workdir, ["robustness"])["suites"][features]["robustness"]
     clean = {"top1": 100 * found["clean"]["top1"], "ece": 100 * found["clean"]["ece"]}
     lost = 100 * (found["clean"]["top1"] - (1 - found["mean_error"]))
     return {
         **clean,
         "error on corrupted": 100 * found["mean_error"],
         "lost by corruption": lost,
+        **{name: found[name] for name in ("mce", "relative_mce") if name in found},
         "ece on corrupted": 100 * sum(found["ece"]) / 5,
         **{f"top1 at {s}": 100 * x for s, x in enumerate(found["top1"], start=1)},
         **{f"ece at {s}": 100 * x for s, x in enumerate(found["ece"], start=1)},
