@@ -107,9 +107,10 @@ def cross_entropy(
 
     Returns:
       Losses `[b]`, weights (ones) `[b]`, and the metric `accuracy` (share of the target that the
-      largest logit has).
+      largest logit has, without the margin: as it is evaluated).
     """
     del axis_name
+    logits = outputs
     if margin > 1:
         logits, squared = jnp.split(outputs, 2, axis=-1)
         own = jnp.broadcast_to(batch["label"][:, None], logits.shape[:2])
@@ -123,7 +124,7 @@ def cross_entropy(
     smooth = optax.smooth_labels(targets, label_smoothing)
     values = optax.softmax_cross_entropy(outputs, smooth).mean(-1)
     weights = jnp.ones_like(values)
-    accuracy = jnp.take_along_axis(targets, outputs.argmax(-1)[..., None], -1).mean((1, 2))
+    accuracy = jnp.take_along_axis(targets, logits.argmax(-1)[..., None], -1).mean((1, 2))
     return values, weights, {"accuracy": (accuracy, weights)}
 
 
