@@ -1,8 +1,8 @@
 """From a configuration to what runs: the data, and the model, optimizer and steps of each stage."""
 
 import os
-from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,16 @@ from supcon_jax import config as configuration
 from supcon_jax import momentum, parallel
 from supcon_jax.data import pipeline, policies
 from supcon_jax.data.selection import select, stratified_share
-from supcon_jax.data.sources import Source, hold_out, in_memory_if_small, open_source, subset
+from supcon_jax.data.sources import (
+    Source,
+    decodable,
+    hold_out,
+    in_memory,
+    in_memory_if_small,
+    is_small,
+    open_source,
+    subset,
+)
 from supcon_jax.data.streaming import stream
 from supcon_jax.logs import warn
 from supcon_jax.models import Model, make_encoder, make_head
@@ -54,7 +63,11 @@ class Stage:
 
 
 def open_data(config: ConfigDict) -> Data:
-    """The splits that a configuration names, checked against it."""
+    """The splits that a configuration names, checked against it.
+
+    Where bad images are skipped, all splits but the test's are without them, save training images
+    that are streamed: `stream` skips those.
+    """
     read = partial(
         open_source,
         config.data.source,
@@ -64,7 +77,7 @@ def open_data(config: ConfigDict) -> Data:
         channels=config.data.channels,
         memory_limit_gb=0,  # images that are not chosen are not decoded
     )
-    keep = partial(in_memory_if_small, memory_limit_gb=config.data.memory_limit_gb)
+    limit = {"memory_limit_gb": config.data.memory_limit_gb}
     whole = read(config.data.train_split)
     if config.data.test_split == config.data.train_split:
         whole, test = split_off(whole, config.data.test_share)
@@ -84,9 +97,16 @@ def open_data(config: ConfigDict) -> Data:
         imbalance=config.data.imbalance,
         label_noise=config.data.label_noise,
     )
-    train = keep(train)
+    skips = config.data.on_error == "skip"
+    good = partial(decodable, of=whole.size, warn=warn) if skips else lambda source: source
+    train = in_memory(good(train)) if is_small(train, **limit) else train
     chosen = reference_indices(train.size, config.evaluation.references)
-    return Data(train, keep(heldout), subset(train, chosen, "references"), keep(test))
+    return Data(
+        train,
+        in_memory_if_small(good(heldout), **limit),
+        good(subset(train, chosen, "references")),
+        in_memory_if_small(test, **limit),
+    )
 
 
 def split_off(source: Source, share: float) -> tuple[Source, Source]:
@@ -107,19 +127,20 @@ def reference_indices(size: int, count: int) -> np.ndarray:
 def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
     """Model, optimizer, objective and the two compiled steps of a stage."""
     stage = config[name]
-    if stage.samples_per_class:
-        sizes = {"batch_size": stage.batch_size, "samples_per_class": stage.samples_per_class}
-        if warning := pipeline.check_balance(data.train, **sizes):
-            warn(warning)
     model = build_model(config, name, classes=len(data.train.class_names))
     steps_per_epoch = data.train.size // stage.batch_size
     steps = max(1, round(stage.epochs * steps_per_epoch))
-    schedule = build_schedule(stage, steps, steps_per_epoch)
-    tx = make_optimizer(schedule=schedule, **stage.optimizer)
     pixels: dict[str, Any] = {"mean": tuple(config.data.mean), "std": tuple(config.data.std)}
-    policy = policies.make_policy(
-        size=config.data.image_size, host_crop=data.train.read is not None, **stage.augment
-    )
+    with naming(name):
+        if stage.samples_per_class:
+            sizes = {"batch_size": stage.batch_size, "samples_per_class": stage.samples_per_class}
+            if warning := pipeline.check_balance(data.train, **sizes):
+                warn(warning)
+        schedule = build_schedule(stage, steps, steps_per_epoch)
+        tx = make_optimizer(schedule=schedule, **stage.optimizer)
+        policy = policies.make_policy(
+            size=config.data.image_size, host_crop=data.train.read is not None, **stage.augment
+        )
     augment = partial(policies.make_views, policies=[policy] * stage.views, mix=stage.mix, **pixels)
     training: Callable = partial(
         train_step,
@@ -147,6 +168,15 @@ def build_stage(config: ConfigDict, name: str, data: Data, mesh: Mesh) -> Stage:
         train_step=parallel.data_parallel(training, mesh),
         eval_step=build_eval_step(config, model, mesh),
     )
+
+
+@contextmanager
+def naming(stage: str) -> Iterator[None]:
+    """The builders know a field by its own name only: their errors get the stage's."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"in config.{stage}: {error}") from error
 
 
 def build_eval_step(config: ConfigDict, model: Model, mesh: Mesh) -> Callable[..., Any]:
@@ -298,14 +328,10 @@ def streamed_batches(
     options: dict[str, Any],
 ) -> Generator[pipeline.Batch]:
     """Batches with random crops of `data.image_size`, made while the images are decoded."""
-    by_class = pipeline.images_by_class(source) if options["samples_per_class"] else ()
-    indices_of = partial(pipeline.stored_indices, size=source.size, by_class=by_class, **options)
-    alpha, draws = options["mix_alpha"], {name: options[name] for name in ("seed", "stage")}
-    made = stream(
+    return stream(
         source,
         start=numbers.start,
         stop=numbers.stop,
-        batch_size=stage.batch_size,
         views=stage.views,
         size=config.data.image_size,
         channels=config.data.channels,
@@ -314,12 +340,5 @@ def streamed_batches(
         workers=config.data.workers if config.data.workers >= 0 else os.cpu_count() or 1,
         on_error=config.data.on_error,
         places=places,
-        indices_of=indices_of,
-        **draws,
+        **options,
     )
-    with closing(made):
-        for k, batch in zip(numbers, made, strict=True):
-            if alpha:
-                share = pipeline.mixing(stage.batch_size, k, alpha=alpha, **draws)[1]
-                batch["share"] = share[places]
-            yield batch

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from supcon_jax import config as configuration
-from supcon_jax import stages
+from supcon_jax import parallel, stages
+from supcon_jax.data import sources
 
 SIDE = 8
 IMAGE_GB = SIDE * SIDE * 3 / 1e9
@@ -64,3 +65,31 @@ def test_nothing_may_be_held_out(source, folder):
 def test_what_needs_more_memory_is_streamed(folder):
     data = open_folder(folder, memory_limit_gb=4 * IMAGE_GB)
     assert data.train.read is not None and data.test.read is None
+
+
+@pytest.mark.parametrize("gigabytes", [0.0, 1.0], ids=["streamed", "in memory"])
+def test_bad_test_images_stop_a_run_that_skips_others(gigabytes, folder, monkeypatch):
+    """Every test image counts once, so none may be missing."""
+    monkeypatch.setattr(sources, "BAD_SHARE", 0.1)
+    options = dict(on_error="skip", memory_limit_gb=gigabytes)
+    (folder / "train/dark/3.png").write_text("not an image")
+    assert open_folder(folder, **options).references.size == 11
+    (folder / "val/dark/1.png").write_text("not an image")
+    with pytest.raises(ValueError, match=r"^cannot decode .*val/dark/1\.png: "):
+        brightness(open_folder(folder, **options).test)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimizer.epsilon": -1.0}, "epsilon must be"),
+        ({"schedule.learning_rate": -1.0}, "learning_rate must be"),
+        ({"augment.crop_area": (0.5, 0.2)}, "crop_area must be"),
+        ({"samples_per_class": 5, "batch_size": 64}, "batch_size=64 must be a multiple of"),
+    ],
+)
+def test_errors_of_what_a_stage_is_built_from_name_the_stage(fields, message):
+    config = configuration.load("digits")
+    config.update_from_flattened_dict({f"linear.{name}": value for name, value in fields.items()})
+    with pytest.raises(ValueError, match=f"^in config.linear: {message}"):
+        stages.build_stage(config, "linear", stages.open_data(config), parallel.make_mesh())

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from short_runs import small
-from sklearn.datasets import load_sample_image
+from sklearn.datasets import load_digits, load_sample_image
 from state_dicts import state_dict_of
 
 from supcon_jax import config as configuration
 from supcon_jax import parallel, report, stages, train
 from supcon_jax.checkpoints import Checkpoints
+from supcon_jax.data.sources import from_arrays, hold_out
 from supcon_jax.logs import Recorder, read_metrics
 from supcon_jax.models import ResNet, load_torch_encoder
 
@@ -357,6 +358,42 @@ def test_checkpoints_of_another_model_are_refused(finished):
     assert len(said) == 2
     assert "it is of another model" in said[0]
     assert "([4] float32 there, [8] float32 here)" in said[0]
+
+
+@pytest.fixture
+def with_bad_images(tmp_path):
+    """Digits in a folder, 400 to train on and 80 to test; a held-out one and another are text."""
+    digits = load_digits()
+    for i, (pixels, label) in enumerate(zip(digits.images[:480], digits.target, strict=False)):
+        file = tmp_path / "images" / ("train" if i < 400 else "test") / str(label) / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.uint8(15 * pixels)).save(file)
+    files = sorted((tmp_path / "images" / "train").rglob("*.png"))
+    source = from_arrays("", np.zeros((400, 1, 1, 1), np.uint8), np.arange(400), [""] * 400)
+    for part in hold_out(source, 0.2):
+        files[part.labels()[5]].write_text("not an image")
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize("gigabytes", [0.0, 1.0], ids=["streamed", "in memory"])
+def test_bad_training_images_are_skipped_from_the_first_look_to_the_last(
+    gigabytes, with_bad_images, tmp_path, capsys
+):
+    data = dict(source="folder", dir=str(with_bad_images), test_split="test", holdout=0.2,
+                memory_limit_gb=gigabytes, workers=0)  # fmt: skip
+    config = small("cross_entropy", **{f"data__{name}": value for name, value in data.items()})
+    config.cross_entropy.batch_size = 64
+    with pytest.raises(ValueError, match=r"^cannot decode .*\.png: "):
+        train.train_and_evaluate(config, tmp_path / "run")
+    config.data.on_error = "skip"
+    results = train.train_and_evaluate(config, tmp_path / "run")
+    assert results["test"]["images"] == 80
+    looks = [r["step"] for r in read_metrics(tmp_path / "run") if "heldout/knn" in r]
+    assert looks == [0, 4 if gigabytes else 5, 8 if gigabytes else 10]
+    left_out = [line for line in capsys.readouterr().err.splitlines() if " left out: " in line]
+    assert len(left_out) == 2 and all(": 1 of " in line for line in left_out)
+    again = train.train_and_evaluate(config, tmp_path / "run")  # and when it is started again
+    assert without_times(again) == without_times(results)
 
 
 @pytest.mark.slow

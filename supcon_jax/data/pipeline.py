@@ -107,14 +107,69 @@ def batch_indices(
         order = epoch_order(size, seed=seed, stage=stage, epoch=epoch)
         return order[place * batch_size : (place + 1) * batch_size]
     _check_groups(len(by_class), batch_size, samples_per_class)
-    count = batch_size // samples_per_class
-    turn, place = divmod(k, len(by_class) // count)
-    order = _small_order(len(by_class), seed=seed, stage=f"{stage}/classes", epoch=turn)
+    turn, classes = _classes(len(by_class), k, batch_size // samples_per_class, seed, stage)
     groups = []
-    for c in order[place * count : (place + 1) * count]:
-        group = _group(len(by_class[c]), turn, samples_per_class, seed, f"{stage}/class {c}")
-        groups.append(by_class[c][group])
+    for c in classes:
+        order, group = _group(len(by_class[c]), turn, samples_per_class, seed, f"{stage}/class {c}")
+        members = slice(group * samples_per_class, (group + 1) * samples_per_class)
+        groups.append(by_class[c][order[members]])
     return np.stack(groups, axis=1).reshape(batch_size)
+
+
+def stand_ins(
+    place: int,
+    k: int,
+    *,
+    size: int,
+    seed: int,
+    stage: str,
+    batch_size: int,
+    samples_per_class: int = 0,
+    by_class: Sequence[np.ndarray] = (),
+) -> np.ndarray:
+    """Which images can stand in for one of batch k that cannot be decoded; the first is the best.
+
+    They follow the batch in the epoch's order, whose end is followed by its start. First come those
+    at the same place of later batches, so that no two places of a batch get the same image, then
+    the rest, and last the batch itself, where there is nothing else. With `samples_per_class` the
+    order is that of the images of the class, which so keeps its number.
+
+    Args:
+      place: of the image in the batch.
+      k: number of the batch.
+      size: number of images.
+      seed: this and the others are as in `batch_indices`.
+      stage: name of the stage.
+      batch_size: images in the batch.
+      samples_per_class: images of each class, 0 for no such rule.
+      by_class: `images_by_class` of the source, where `samples_per_class` is positive.
+
+    Returns:
+      `[n]` integers from 0 to `size - 1`.
+    """
+    if not samples_per_class:
+        epoch, group = divmod(k, size // batch_size)
+        order = epoch_order(size, seed=seed, stage=stage, epoch=epoch)
+        return _after(order, group, batch_size, place)
+    count = batch_size // samples_per_class
+    turn, classes = _classes(len(by_class), k, count, seed, stage)
+    member, c = place // count, classes[place % count]
+    order, group = _group(len(by_class[c]), turn, samples_per_class, seed, f"{stage}/class {c}")
+    return by_class[c][_after(order, group, samples_per_class, member)]
+
+
+def _after(order: np.ndarray, group: int, length: int, member: int) -> np.ndarray:
+    """What can take the place of a member of the group of this number in an order."""
+    ring = np.roll(order, -(group + 1) * length)
+    rest, own = np.split(ring, [len(ring) - length])
+    return np.concatenate([rest[member::length], np.roll(rest, -member), own])
+
+
+def _classes(classes: int, k: int, count: int, seed: int, stage: str) -> tuple[int, np.ndarray]:
+    """The round that batch k belongs to, and its classes `[count]`."""
+    turn, place = divmod(k, classes // count)
+    order = _small_order(classes, seed=seed, stage=f"{stage}/classes", epoch=turn)
+    return turn, order[place * count : (place + 1) * count]
 
 
 def stored_indices(k: int, *, size: int, mix_alpha: float = 0.0, **options: Any) -> np.ndarray:
@@ -134,11 +189,13 @@ def stored_indices(k: int, *, size: int, mix_alpha: float = 0.0, **options: Any)
     return np.stack([chosen, chosen[partner]], axis=1)
 
 
-def _group(size: int, number: int, length: int, seed: int, stage: str) -> np.ndarray:
-    """`length` of `size` things, different ones if there are so many: `[length]` integers."""
-    epoch, place = divmod(number, max(1, size // length))
+def _group(size: int, number: int, length: int, seed: int, stage: str) -> tuple[np.ndarray, int]:
+    """An order of `size` things, repeated where `length` are more, and which of its groups of
+    `length` is the one of this number.
+    """
+    epoch, group = divmod(number, max(1, size // length))
     order = _small_order(size, seed=seed, stage=stage, epoch=epoch)
-    return np.resize(order, max(size, length))[place * length : (place + 1) * length]
+    return np.resize(order, max(size, length)), group
 
 
 @lru_cache(maxsize=4)  # a million images take tens of milliseconds and 10 MB

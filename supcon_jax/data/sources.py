@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from supcon_jax.data.decode import fit, middle_square
+from supcon_jax.data.decode import DecodeError, fit, middle_square
 from supcon_jax.data.prepare import KNOWN
+
+BAD_SHARE = 0.01  # of the images may be undecodable where they are skipped
+NAMED = 3  # of those that are left out, in the warning
 
 Loaded = tuple[np.ndarray, np.ndarray]  # images [n, H, W, C] uint8, labels [n] int32
 
@@ -92,8 +95,12 @@ def open_source(
 
 def in_memory_if_small(source: Source, memory_limit_gb: float) -> Source:
     """The source, with all images decoded where they need at most so many GB."""
-    fits = source.size * np.prod(source.image_shape) <= memory_limit_gb * 1e9
-    return in_memory(source) if fits else source
+    return in_memory(source) if is_small(source, memory_limit_gb) else source
+
+
+def is_small(source: Source, memory_limit_gb: float) -> bool:
+    """Whether all images, decoded, need at most so many GB."""
+    return bool(source.size * np.prod(source.image_shape) <= memory_limit_gb * 1e9)
 
 
 def in_memory(source: Source) -> Source:
@@ -150,6 +157,60 @@ def _of_arrays(source: Source, images: np.ndarray, labels: np.ndarray) -> Source
         labels=lambda: labels,
         read=None,
     )
+
+
+def decodable(source: Source, *, of: int, warn: Callable[[str], None]) -> Source:
+    """The images of a source that can be decoded, found by decoding each of them.
+
+    Args:
+      source: the images; where they are in memory already, all of them can.
+      of: size of the split that the source is a part of: 1 % of that may be undecodable.
+      warn: gets a line with the count and the first of those that are left out, if there are any.
+
+    Returns:
+      The source without them.
+
+    Raises:
+      ValueError: more than 1 % of them.
+    """
+    bad = {} if source.read is None else _undecodable(source)
+    if not bad:
+        return source
+    lines = list(bad.values())
+    refuse_many(lines, of)
+    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    warn(
+        f"{source.name}: {len(bad)} of {source.size} images cannot be decoded and are left out: "
+        f"{'; '.join(lines[:NAMED])}{more}"
+    )
+    return subset(source, np.delete(np.arange(source.size), list(bad)), source.name)
+
+
+def _undecodable(source: Source) -> dict[int, str]:
+    """The numbers of the images that cannot be decoded, in order, and why."""
+
+    def among(indices: np.ndarray) -> dict[int, str]:
+        try:
+            source.load(indices)
+        except DecodeError as error:
+            if len(indices) == 1:
+                return {int(indices[0]): str(error)}
+            first, second = np.array_split(indices, 2)
+            return among(first) | among(second)
+        return {}
+
+    parts = np.array_split(np.arange(source.size), -(-source.size // 64) or 1)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return {i: line for found in pool.map(among, parts) for i, line in found.items()}
+
+
+def refuse_many(bad: Sequence[str], images: int) -> None:
+    """Raise a ValueError where more than `BAD_SHARE` of so many images are bad; a line for each."""
+    if len(bad) > BAD_SHARE * images:
+        raise ValueError(
+            f"{len(bad)} images cannot be decoded, more than {BAD_SHARE:.0%} of {images}; "
+            f"the last: {bad[-1]}"
+        )
 
 
 def subset(source: Source, indices: np.ndarray, name: str) -> Source:

@@ -24,19 +24,19 @@ from multiprocessing import util
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from supcon_jax.data.decode import DecodeError, opencv, random_crops
-from supcon_jax.data.pipeline import Batch, stored_indices
-from supcon_jax.data.sources import Encoded, Source
+from supcon_jax.data.pipeline import Batch, images_by_class, mixing, stand_ins, stored_indices
+from supcon_jax.data.sources import Encoded, Source, refuse_many
 
 CHUNK = 32  # images handed over at once: many, for little work, and few, for an early start
 AHEAD = 3  # chunks of each worker that are being made or wait to be taken
-BAD_SHARE = 0.01  # of the images may be undecodable
-BAD_OF = 1000  # images that this is a share of, at least, so that the first bad one stops nothing
+BAD_OF = 1000  # images are seen before `sources.BAD_SHARE` counts, so that the first stops nothing
+TRIED = 100  # images in the place of one that cannot be decoded
 CROPS = zlib.crc32(b"crops")  # keeps these random numbers apart from others of (seed, stage, k)
 FREE, FULL, STOP = range(3)
 SHARED = Path("/dev/shm")  # where Linux keeps shared memory
@@ -71,14 +71,16 @@ def stream(
     ratio: tuple[float, float],
     workers: int,
     on_error: Literal["error", "skip"] = "error",
+    samples_per_class: int = 0,
+    mix_alpha: float = 0.0,
     places: np.ndarray | None = None,
-    indices_of: Callable[[int], np.ndarray] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Generator[Batch]:
     """Batches `start` to `stop - 1` of a stage, with random crops made while decoding.
 
     The crops are those of `augment.random_resized_crop`; an image is decoded once for all its
-    views.
+    views. The images are those of `pipeline.training_batch`; one that cannot be decoded gives its
+    place to the first of `pipeline.stand_ins` that can.
     Close the generator when done: that ends the worker processes.
 
     Args:
@@ -94,18 +96,18 @@ def stream(
       area: smallest and largest share of the image's area in a crop.
       ratio: smallest and largest width / height of a crop.
       workers: processes that decode, by Grain; 0: threads of this process.
-      on_error: what an image that cannot be decoded does: "error", or "skip": the next of its batch
-        takes its place, with one warning.
+      on_error: what an image that cannot be decoded does: "error", or "skip": another one takes its
+        place, with one warning.
+      samples_per_class: see `pipeline.batch_indices`.
+      mix_alpha: see `pipeline.training_batch`.
       places: `[b]` ascending, the rows of each global batch that this process makes; by default
         all.
-      indices_of: `k -> [batch_size]` or `[batch_size, stored]`: the images of global batch k; by
-        default `pipeline.stored_indices`. Every worker calls it for every chunk.
       warn: gets a line about each undecodable image; by default it goes to standard error.
 
     Yields:
       "image" `[b, stored * views, size, size, channels]` uint8, where the views of a stored image
-      are neighbours; "label" int32, `[b]` or `[b, stored]` as the indices are; "position" `[b]`
-      int32, the place in the global batch.
+      are neighbours; "label" int32, `[b]`, or `[b, 2]` of mixed images; "position" `[b]` int32, the
+      place in the global batch; of mixed images "share" `[b]` float32.
 
     Raises:
       ValueError: a source in memory, or an image that cannot be decoded; with "skip", more than 1 %
@@ -114,24 +116,29 @@ def stream(
     """
     if source.read is None:
         raise ValueError(f"{source.name} is decoded in memory: there is nothing to stream")
-    if indices_of is None:
-        indices_of = partial(
-            stored_indices, size=source.size, seed=seed, stage=stage, batch_size=batch_size
-        )
+    order: dict[str, Any] = {
+        "size": source.size,
+        "seed": seed,
+        "stage": stage,
+        "batch_size": batch_size,
+        "samples_per_class": samples_per_class,
+        "by_class": images_by_class(source) if samples_per_class else (),
+    }
     places = np.arange(batch_size, dtype=np.int32) if places is None else places
     parts = np.array_split(places, -(-len(places) // CHUNK))
-    stored = indices_of(start).shape[1:]  # () or (stored,)
+    stored = (2,) if mix_alpha else ()
     fill = partial(
         fill_chunk,
         parts=parts,
         read=source.read,
-        indices_of=indices_of,
+        indices_of=partial(stored_indices, mix_alpha=mix_alpha, **order),
+        stand_ins_of=partial(stand_ins, **order),
         draws_of=partial(crop_draws, (batch_size, math.prod(stored), views), seed, stage),
         crop=partial(random_crops, size=size, channels=channels, area=area, ratio=ratio),
     )
     shape = (math.prod(stored) * views, size, size, channels)
     numbers = range(start * len(parts), stop * len(parts))
-    known: set[str] = set()
+    known: dict[str, None] = {}  # in order
     with closing(_chunks(fill, numbers, (len(parts[0]), *shape), workers)) as chunks:
         for k in range(start, stop):
             batch = {
@@ -147,6 +154,9 @@ def stream(
             if bad and on_error == "error":
                 raise ValueError(f"{bad[0]}, or skip such images: --config.data.on_error=skip")
             _report(bad, known, min(source.size, max(seen, BAD_OF)), warn or _print)
+            if mix_alpha:
+                shares = mixing(batch_size, k, seed=seed, stage=stage, alpha=mix_alpha)[1]
+                batch["share"] = shares[places]
             yield batch
 
 
@@ -157,6 +167,7 @@ def fill_chunk(
     parts: list[np.ndarray],
     read: Read,
     indices_of: Callable[[int], np.ndarray],
+    stand_ins_of: Callable[[int, int], np.ndarray],
     draws_of: Callable[[int], np.ndarray],
     crop: Callable[..., list[np.ndarray]],
 ) -> Filled:
@@ -168,6 +179,7 @@ def fill_chunk(
       parts: the places in the global batch that its chunks have.
       read: of the source.
       indices_of: `k -> [batch_size]` or `[batch_size, stored]`, the images of batch k.
+      stand_ins_of: `(place, k) -> [n]`, the images that can take a place of batch k.
       draws_of: `k -> [batch_size, stored, views, 4]`, the random numbers of their crops.
       crop: `decode.random_crops` with all options.
 
@@ -176,13 +188,12 @@ def fill_chunk(
     """
     k, part = divmod(number, len(parts))
     places, draws = parts[part], draws_of(k)
-    indices = indices_of(k).reshape(draws.shape[:2])
-    rows = read(indices[places].ravel())
+    rows = read(indices_of(k)[places].ravel())
     slots = out[: len(places)].reshape(len(rows), -1, *out.shape[2:])  # [n * stored, views, ...]
     labels = np.empty(len(rows), np.int32)
     bad: list[str] = []
     for i, (place, column) in enumerate(product(places.tolist(), range(draws.shape[1]))):
-        candidates = _candidates(rows[i], indices[:, column], place, read)
+        candidates = _candidates(rows[i], partial(stand_ins_of, place, k), read)
         labels[i] = _first_good(candidates, draws[place, column], crop, slots[i], bad)
     return labels, bad
 
@@ -193,11 +204,11 @@ def crop_draws(shape: tuple[int, int, int], seed: int, stage: str, k: int) -> np
     return np.random.RandomState(np.random.MT19937(entropy)).random_sample((*shape, 4))
 
 
-def _candidates(row: Encoded, order: np.ndarray, place: int, read: Read) -> Iterator[Encoded]:
-    """An image, and what takes its place: those that follow it in the order of the batch."""
+def _candidates(row: Encoded, others: Callable[[], np.ndarray], read: Read) -> Iterator[Encoded]:
+    """An image, and those that can take its place."""
     yield row
-    for later in range(place + 1, place + len(order)):
-        yield read(order[[later % len(order)]])[0]
+    for index in others()[:TRIED]:
+        yield read(index[None])[0]
 
 
 def _first_good(
@@ -215,7 +226,7 @@ def _first_good(
             return label
         except DecodeError as error:
             bad.append(str(error))
-    raise ValueError(f"no image of a batch can be decoded; one of them: {bad[-1]}")
+    raise ValueError(f"{len(bad)} images in turn cannot be decoded; the last: {bad[-1]}")
 
 
 def _take(chunk: Chunk, batch: Batch, row: int, count: int) -> list[str]:
@@ -226,17 +237,15 @@ def _take(chunk: Chunk, batch: Batch, row: int, count: int) -> list[str]:
     return chunk.bad
 
 
-def _report(bad: list[str], known: set[str], images: int, warn: Callable[[str], None]) -> None:
+def _report(
+    bad: list[str], known: dict[str, None], images: int, warn: Callable[[str], None]
+) -> None:
     """Warn of each bad image once; give up when they are more than their share of the images."""
     for line in bad:
         if line not in known:
-            known.add(line)
+            known[line] = None
             warn(f"{line}; the next image stands in for it (bad images so far: {len(known)})")
-    if len(known) > BAD_SHARE * images:
-        raise ValueError(
-            f"{len(known)} images cannot be decoded, more than {BAD_SHARE:.0%} of {images}; "
-            f"the last: {bad[-1]}"
-        )
+    refuse_many(list(known), images)
 
 
 def _print(line: str) -> None:

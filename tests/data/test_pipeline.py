@@ -502,3 +502,40 @@ def test_stored_indices_are_the_images_of_the_batch(mix_alpha, samples_per_class
         np.testing.assert_array_equal(images.reshape(batch["image"].shape), batch["image"])
         np.testing.assert_array_equal(labels.reshape(batch["label"].shape), batch["label"])
         assert chosen.shape == ((16, 2) if mix_alpha else (16,))
+
+
+# What stands in for an image that cannot be decoded.
+
+
+@pytest.mark.parametrize("samples_per_class", [0, 3])
+@pytest.mark.parametrize("k", [0, 2, 11])
+def test_stand_ins_are_all_others_and_no_two_places_share_the_first(samples_per_class, k):
+    """Beyond the batch as long as there are others, with each of them once before the batch."""
+    by_class = np.split(np.arange(60), [15, 30, 45])
+    settings = dict(seed=1, stage="supcon", batch_size=12, by_class=by_class)
+    settings["samples_per_class"] = samples_per_class
+    batch = pipeline.batch_indices(60, k, **settings)
+    firsts = []
+    for place, image in enumerate(batch):
+        found = pipeline.stand_ins(place, k, size=60, **settings)
+        of_class = by_class[image // 15] if samples_per_class else np.arange(60)
+        others = np.setdiff1d(of_class, batch)
+        assert set(found) == set(of_class) and not set(found[: len(others)]) & set(batch)
+        firsts += found[: len(others) // samples_per_class if samples_per_class else 4].tolist()
+    assert len(set(firsts)) == len(firsts) == 48
+
+
+def test_stand_ins_follow_the_batch_in_the_epochs_order_and_then_its_start():
+    order = pipeline.epoch_order(30, seed=0, stage="linear", epoch=1)
+    found = pipeline.stand_ins(2, 4, size=30, seed=0, stage="linear", batch_size=8)
+    following = [*order[16:], *order[:8]]  # batch 4 is the second of the three of this epoch
+    assert found[:3].tolist() == following[2::8]
+
+
+def test_stand_ins_where_one_batch_is_all_there_is():
+    """Then, and only then, an image of the batch comes twice."""
+    found = pipeline.stand_ins(3, 5, size=8, seed=0, stage="linear", batch_size=8)
+    assert sorted(found) == list(range(8))
+    two = [pipeline.stand_ins(p, 5, size=10, seed=0, stage="s", batch_size=8)[0] for p in (4, 5)]
+    batch = pipeline.batch_indices(10, 5, seed=0, stage="s", batch_size=8)
+    assert len({*two, *batch}) == 10

@@ -615,6 +615,46 @@ def test_fashion_mnist():
     assert abs(images.mean() / 255 - 0.2868) < 1e-4
 
 
+# Images that cannot be decoded, left out.
+
+
+@pytest.fixture
+def with_bad(tmp_path):
+    """130 images that are as bright as their numbers, but four that are text; not in memory."""
+    for number in range(130):
+        file = tmp_path / "train" / "ab"[number // 65] / f"{number:03}.png"
+        save(Image.new("L", (8, 8), number), file)
+        if number in (3, 70, 71, 128):
+            file.write_text("not an image")
+    return read_folder("train", tmp_path, memory_limit_gb=0.0)
+
+
+def test_images_that_cannot_be_decoded_are_left_out(with_bad):
+    said = []
+    good = sources.decodable(with_bad, of=400, warn=said.append)
+    images, labels = everything(good)
+    expected = np.delete(np.arange(130), [3, 70, 71, 128])
+    np.testing.assert_array_equal(images[:, 0, 0, 0], expected)
+    np.testing.assert_array_equal(labels, expected // 65)
+    assert good.read is not None and good.class_names == with_bad.class_names
+    (line,) = said
+    start = f"{with_bad.name}: 4 of 130 images cannot be decoded and are left out: cannot decode "
+    assert line.startswith(f"{start}{with_bad.name}/a/003.png: ") and line.endswith("; and 1 more")
+    assert [f"{number:03}.png" in line for number in (70, 71, 128)] == [True, True, False]
+
+
+def test_sources_without_such_images_stay_as_they_are(with_bad):
+    part = sources.subset(with_bad, np.arange(4, 60), "part")
+    for source in (part, sources.in_memory(part), sources.subset(part, np.arange(0), "none")):
+        assert sources.decodable(source, of=1, warn=pytest.fail) is source
+
+
+def test_more_than_one_per_cent_are_not_left_out(with_bad):
+    message = r"^4 images cannot be decoded, more than 1% of 399; the last: cannot .*128\.png: "
+    with pytest.raises(ValueError, match=message):
+        sources.decodable(with_bad, of=399, warn=pytest.fail)
+
+
 # Parts of a source.
 
 

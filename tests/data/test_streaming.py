@@ -194,16 +194,18 @@ def test_rows_of_a_batch_can_be_made_alone(source, whole):
 
 def test_two_stored_images_beside_each_other(source, whole):
     """Labels and views of both; each has random numbers of its own."""
-    partners = np.random.RandomState(0).permutation(BATCH)
 
     def pairs(k):
-        order = order_of(k)
-        return np.stack([order, order[partners]], 1)
+        return np.stack([order_of(k), order_of(k)[mixing(k)[0]]], 1)
 
-    found = batches(source, stop=3, indices_of=pairs)
+    def mixing(k):
+        return pipeline.mixing(BATCH, k, seed=0, stage="supcon", alpha=0.5)
+
+    found = batches(source, stop=3, mix_alpha=0.5)
     for k, batch in enumerate(found):
         assert batch["image"].shape == (BATCH, 2 * VIEWS, SIZE, SIZE, 3)
         np.testing.assert_array_equal(batch["label"], source.labels()[pairs(k)])
+        np.testing.assert_array_equal(batch["share"], mixing(k)[1])
         draws = streaming.crop_draws((BATCH, 2, VIEWS), 0, "supcon", k)
         for place, column in ((0, 0), (5, 1), (39, 1)):
             row = source.read(pairs(k)[[place], column])[0]
@@ -218,54 +220,62 @@ def test_two_stored_images_beside_each_other(source, whole):
 
 @pytest.fixture
 def damaged(source, tmp_path):
-    """`damaged(*indices)`: the source, where these images are not images."""
+    """`damaged(*indices)`: the source, where these images are not images; perhaps a larger one."""
 
-    def make(*indices):
+    def make(*indices, size=IMAGES):
         bad = tmp_path / "bad.jpg"
         bad.write_text("not an image")
 
         def read(wanted):
-            rows = source.read(wanted)
+            rows = source.read(wanted % IMAGES)
             return [
                 row._replace(where=f"image {i}", image=bad) if i in indices else row
                 for i, row in zip(wanted, rows, strict=True)
             ]
 
-        return replace(source, size=1000 * source.size, read=read)
+        return replace(source, size=size, read=read)
 
     return make
 
 
-def in_order(k):
-    """Neighbours in a batch are of different classes."""
-    return 41 * (np.arange(BATCH) + k * BATCH) % IMAGES
+@pytest.fixture
+def forgiving(monkeypatch):
+    """A fifth of the images may be bad: there are few here."""
+    monkeypatch.setattr(sources, "BAD_SHARE", 0.2)
 
 
 def lines_and_batches(source, **options):
     lines = []
-    options = {"on_error": "skip", "warn": lines.append, **options}
-    return lines, batches(source, indices_of=in_order, **options)
+    return lines, batches(source, **{"on_error": "skip", "warn": lines.append, **options})
 
 
-@pytest.mark.parametrize("places", [(3,), (3, 4), (39,), (38, 39, 50)])
-def test_bad_image_is_replaced_by_the_next_of_its_batch(source, damaged, places):
-    """After the last comes the first; what is at other places stays as it is."""
-    bad = [in_order(place // BATCH)[place % BATCH] for place in places]
+def at(k, *places):
+    """The images at these places of batch k."""
+    return order_of(k)[list(places)]
+
+
+def assert_stands_in(source, batch, k, place, index):
+    """The crops of an image with the random numbers of this place, and its label."""
+    where, image, label = source.read(np.array([index]))[0]
+    draws = streaming.crop_draws((BATCH, 1, VIEWS), 0, "supcon", k)[place, 0]
+    options = dict(size=SIZE, channels=3, area=AREA, ratio=RATIO)
+    crops = decode.random_crops(where, image, draws, **options)
+    np.testing.assert_array_equal(batch["image"][place], crops)
+    assert batch["label"][place] == label
+
+
+def test_next_image_of_the_epochs_order_takes_the_place_of_a_bad_one(source, damaged, forgiving):
+    """That at the same place of the next batch; what is at other places stays as it is."""
+    bad = [*at(0, 3, 4, 39), *at(1, 7), *at(3, 0)]
     lines, found = lines_and_batches(damaged(*bad))
-    _, expected = lines_and_batches(source)
+    expected = batches(source)
     for k, batch in enumerate(found):
         np.testing.assert_array_equal(batch["position"], np.arange(BATCH))
-        order, draws = in_order(k), streaming.crop_draws((BATCH, 1, VIEWS), 0, "supcon", k)[:, 0]
-        good = ~np.isin(order, bad)
+        good = ~np.isin(order_of(k), bad)
         for name in ("image", "label"):
             np.testing.assert_array_equal(batch[name][good], expected[k][name][good])
-        for place in np.flatnonzero(~good):
-            after = next(i % BATCH for i in range(place, 2 * BATCH) if good[i % BATCH])
-            where, image, label = source.read(order[[after]])[0]
-            options = dict(size=SIZE, channels=3, area=AREA, ratio=RATIO)
-            crops = decode.random_crops(where, image, draws[place], **options)
-            np.testing.assert_array_equal(batch["image"][place], crops)
-            assert batch["label"][place] == label != source.labels()[order[place]]
+    for k, place in ((0, 3), (0, 4), (0, 39), (1, 7), (3, 0)):
+        assert_stands_in(source, found[k], k, place, at(k + 1, place)[0])
     assert len(lines) == len(bad)
     for index in bad:
         assert sum(line.startswith(f"cannot decode image {index}: ") for line in lines) == 1
@@ -273,58 +283,82 @@ def test_bad_image_is_replaced_by_the_next_of_its_batch(source, damaged, places)
         assert line.endswith(f"; the next image stands in for it (bad images so far: {count})")
 
 
+def test_bad_image_whose_stand_in_is_bad_too(source, damaged, forgiving):
+    bad = [*at(0, 3), *at(1, 3)]
+    _, found = lines_and_batches(damaged(*bad), stop=2)
+    assert_stands_in(source, found[0], 0, 3, at(2, 3)[0])
+
+
+def test_order_of_an_epoch_goes_on_at_its_start(source, damaged, forgiving):
+    """Behind the last batch are the five images that the epoch leaves out, then the first batch."""
+    order = pipeline.epoch_order(IMAGES, seed=0, stage="supcon", epoch=0)
+    _, found = lines_and_batches(damaged(*at(2, 3, 20)), stop=3)
+    assert_stands_in(source, found[2], 2, 3, order[3 * BATCH + 3])
+    assert_stands_in(source, found[2], 2, 20, order[20 - 5])
+
+
+def test_bad_image_of_a_class_gives_way_to_one_of_its_class(damaged, forgiving):
+    options = dict(samples_per_class=20, stop=2)
+    source = damaged(*order_in_classes(0)[:3])
+    lines, found = lines_and_batches(source, **options)
+    assert len(lines) == 3
+    for batch in found:
+        assert sorted(np.bincount(batch["label"], minlength=3)) == [0, 20, 20]
+
+
+def order_in_classes(k):
+    settings = dict(seed=0, stage="supcon", batch_size=BATCH, samples_per_class=20)
+    by_class = np.split(np.arange(IMAGES), [42, 84])
+    return pipeline.batch_indices(IMAGES, k, by_class=by_class, **settings)
+
+
 def test_bad_image_stops_the_run_by_default(damaged):
-    bad = in_order(1)[7]
-    made = streaming.stream(damaged(bad), **OPTIONS, indices_of=in_order)
+    (bad,) = at(1, 7)
+    made = streaming.stream(damaged(bad), **OPTIONS)
     assert next(made)["image"].any()  # it is in the second batch
     message = rf"^cannot decode image {bad}: .*, or skip such images: --config.data.on_error=skip$"
     with pytest.raises(ValueError, match=message):
         list(made)
 
 
-def test_replaced_images_are_the_same_in_parts_and_from_a_later_start(damaged):
-    source = damaged(3, 19, 39, 60)
+def test_replaced_images_are_the_same_in_parts_and_from_a_later_start(damaged, forgiving):
+    source = damaged(*at(0, 3, 19, 39), *at(1, 3), *at(2, 20))
     _, expected = lines_and_batches(source)
     assert_same(lines_and_batches(source, start=2)[1], expected[2:])
-    places = np.split(np.arange(BATCH, dtype=np.int32), 2)
-    halves = [lines_and_batches(source, places=half)[1] for half in places]
-    for first, second, batch in zip(*halves, expected, strict=True):
-        joined = np.concatenate([first["image"], second["image"]])
-        np.testing.assert_array_equal(joined, batch["image"])
+    for parts in (2, 4):
+        places = np.split(np.arange(BATCH, dtype=np.int32), parts)
+        made = [lines_and_batches(source, places=part)[1] for part in places]
+        for *of_processes, batch in zip(*made, expected, strict=True):
+            joined = np.concatenate([part["image"] for part in of_processes])
+            np.testing.assert_array_equal(joined, batch["image"])
 
 
 def test_warning_goes_to_standard_error(damaged, capsys):
-    batches(damaged(3), indices_of=in_order, stop=4, on_error="skip")
+    batches(damaged(*at(0, 3)), on_error="skip")
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("cannot decode image 3: ")
+    assert len(lines) == 1 and lines[0].startswith(f"cannot decode image {at(0, 3)[0]}: ")
 
 
-def test_more_than_one_per_cent_of_bad_images_is_an_error(damaged):
-    """Of 1,000 where fewer have been seen: ten may be bad, eleven may not."""
-    lines_and_batches(damaged(*range(10)))
+@pytest.mark.parametrize(
+    ("size", "most", "of"),
+    [(100_000, 10, 1000), (301, 3, 301), (299, 2, 299)],
+    ids=["1,000 where fewer have been seen", "its size if that is less", "or a little less"],
+)
+def test_more_than_one_per_cent_of_bad_images_is_an_error(damaged, size, most, of):
+    bad = pipeline.epoch_order(size, seed=0, stage="supcon", epoch=0)[: most + 1]
+    lines, _ = lines_and_batches(damaged(*bad[:-1], size=size), stop=1)
+    assert len(lines) == most
+    message = rf"^{most + 1} images cannot be decoded, more than 1% of {of}; the last: cannot "
+    with pytest.raises(ValueError, match=message):
+        lines_and_batches(damaged(*bad, size=size), stop=1)
+
+
+def test_no_good_image_is_an_error_and_not_all_are_tried(damaged):
+    source = damaged(*range(IMAGES))
     with pytest.raises(
-        ValueError, match=r"^11 images cannot be decoded, more than 1% of 1000; the "
+        ValueError, match=r"^101 images in turn cannot be decoded; the last: cannot"
     ):
-        lines_and_batches(damaged(*range(11)))
-
-
-def test_share_of_a_small_source_is_taken_of_its_size(damaged):
-    for size, stops in ((301, False), (299, True)):
-        source = replace(damaged(1, 45, 90), size=size)
-        if stops:
-            with pytest.raises(
-                ValueError, match=r"^3 images cannot be decoded, more than 1% of 299"
-            ):
-                lines_and_batches(source)
-        else:
-            assert len(lines_and_batches(source)[0]) == 3
-
-
-def test_batch_without_a_good_image_is_an_error(damaged):
-    with pytest.raises(
-        ValueError, match=r"^no image of a batch can be decoded; one of them: cannot"
-    ):
-        lines_and_batches(damaged(*range(IMAGES)))
+        lines_and_batches(source)
 
 
 # What cannot be.
