@@ -72,8 +72,14 @@ def report(config: ConfigDict, topology: str = "", memory_gb: float = 0.0) -> st
       Lines of at most 80 columns, a column for each stage.
 
     Raises:
-      ValueError: a wrong configuration or topology, or a batch size that the devices cannot share.
+      ValueError: a wrong configuration, topology or memory, or a batch size that the devices cannot
+        share.
     """
+    if not 0 <= memory_gb < math.inf:
+        raise ValueError(
+            f"--memory_gb must be positive and finite, the memory of one device in GB, such as 16; "
+            f"got {memory_gb}"
+        )
     config = config.copy_and_resolve_references()
     fit_to_images(config)
     validate(config)

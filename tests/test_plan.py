@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ from conftest import ROOT
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments.scaling import memory
 from supcon_jax import config as configuration
 from supcon_jax import plan, programs, stages
 
@@ -291,6 +293,13 @@ def test_topologies_that_cannot_be_had_say_what_to_do(said, expected, monkeypatc
         programs.tpu_devices("v9:2x2")
 
 
+@pytest.mark.parametrize("memory_gb", [math.nan, math.inf, -math.inf, -1.0])
+def test_memory_is_positive_and_finite(memory_gb):
+    message = f"^--memory_gb must be positive and finite, .*; got {memory_gb}$"
+    with pytest.raises(ValueError, match=message):
+        plan.report(configuration.load("digits"), memory_gb=memory_gb)
+
+
 def test_the_table_fits_a_terminal():
     figures = programs.Figures(
         10**11, 10**11, 10**12, 1e18, 1e12,
@@ -333,6 +342,25 @@ def test_memory_is_what_the_process_grows_by():
     # At a size where the run-time's own tens of megabytes, which no program tells, weigh little.
     found = json.loads(run("", "experiments/scaling/memory.py", "--config=digits", "--batch=2048"))
     assert found["planned"] == pytest.approx(found["grown"], rel=0.25)
+
+
+class Gpu:
+    """A device whose allocator has this many bytes in use, and at most had."""
+
+    platform, in_use, peak = "gpu", 100, 300
+
+    def memory_stats(self):
+        return {"bytes_in_use": self.in_use, "peak_bytes_in_use": self.peak}
+
+
+def test_growth_on_a_gpu_is_by_the_allocators_count(monkeypatch):
+    gpu = Gpu()
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    grown = memory.growth()
+    with pytest.raises(SystemExit, match="compiling used 300 bytes, the steps not more: take a la"):
+        grown()
+    gpu.in_use, gpu.peak = 400, 5000
+    assert grown() == 4900
 
 
 TPU = """
