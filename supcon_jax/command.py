@@ -23,7 +23,8 @@ from supcon_jax.interruption import Stopped
 from supcon_jax.logs import warn
 
 TOO_LARGE = (
-    "Less is needed with a smaller batch_size, with micro_batches, --config.model.remat=True or "
+    "Less is needed with a smaller batch_size, --config.evaluation.batch_size or "
+    "--config.data.memory_limit_gb, with micro_batches, --config.model.remat=True or "
     "--config.model.dtype=bfloat16; the same command with --plan --memory_gb=GB tells what fits"
 )
 EXPECTED = (ValueError, OSError, FloatingPointError)
@@ -71,10 +72,10 @@ def errors_in_one_line(debug: bool) -> Iterator[None]:
         sys.exit(128 + signal.SIGPIPE)
     except EXPECTED as error:
         fail(error, debug)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        first = str(error).splitlines()[0][:200].rstrip(".")
+        first = (str(error) or "out of memory").splitlines()[0][:200].rstrip(".")
         fail(MemoryError(f"{first}. {TOO_LARGE}"), debug)
     except Stopped as stopped:
         warn(f"{stopped}; the same command goes on from the last checkpoint")

@@ -89,6 +89,35 @@ with command.running(debug=False):
     assert (process.wait(), said) == (141, b"")
 
 
+@pytest.mark.parametrize(
+    ("error", "start"),
+    [
+        ("np.empty(2**60, np.uint8)", "error: Unable to allocate 1.00 EiB for an array"),
+        ("raise_(MemoryError())", "error: out of memory. Less is needed"),
+        (
+            "raise_(jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory.\\nBuffers:'))",
+            "error: RESOURCE_EXHAUSTED: Out of memory. Less is needed",
+        ),
+    ],
+)
+def test_too_little_memory_is_one_line_with_what_helps(error, start):
+    code = f"""
+import jax, numpy as np
+from supcon_jax import command
+
+def raise_(error):
+    raise error
+
+with command.running(debug=False):
+    {error}
+"""
+    done = run("-c", code)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and line.startswith(start)
+    assert " batch_size, --config.evaluation.batch_size " in line
+    assert line.endswith("the same command with --plan --memory_gb=GB tells what fits")
+
+
 @pytest.mark.parametrize("name", sorted({*COMMANDS} - {"doctor", "data.prepare"}))
 def test_a_command_of_the_install_for_the_loss_alone_names_the_remedy(name):
     code = f"""
