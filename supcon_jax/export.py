@@ -4,7 +4,8 @@
 
 FOLDER gets `encoder.safetensors` (a ResNet's by torchvision's names), `projection.safetensors` and
 `classifier.safetensors` where the run has them, `card.json` (configuration, preprocessing, classes,
-metrics) and `features.stablehlo`: images to features, to be called by `jax.export` alone.
+metrics, and which network of torchvision takes the encoder) and `features.stablehlo`: images to
+features, to be called by `jax.export` alone.
 """
 
 import json
@@ -21,7 +22,8 @@ from jax import export
 from safetensors.numpy import save_file
 
 from supcon_jax.inference import load_encoder
-from supcon_jax.models import encoder_to_torch
+from supcon_jax.models import encoder_to_torch, make_encoder
+from supcon_jax.models.torch_weights import torchvision_name
 from supcon_jax.parallel import make_mesh
 from supcon_jax.trained import Run, load_stage, open_run
 from supcon_jax.workdir import write_whole
@@ -92,6 +94,7 @@ def card(run: Run) -> dict[str, Any]:
     """What the weights are of, how images are made ready for them, and how good they are."""
     data = run.config.data
     results = json.loads((run.workdir / "results.json").read_text())
+    name, why_none = torchvision_name(make_encoder(**run.config.model), data.channels)
     return {
         "config": run.config.to_dict(),
         "config_hash": run.config_hash,
@@ -106,11 +109,20 @@ def card(run: Run) -> dict[str, Any]:
             "mean": data.mean,
             "std": data.std,
         },
+        "torchvision": name,
+        "torchvision_why_none": why_none,
         "features_of_length_1": run.normalises("encoder"),
         "test": results["test"],
         "commit": results.get("commit"),
         "versions": results.get("versions"),
     }
+
+
+def torchvision_line(card: Mapping[str, Any]) -> str:
+    """Whether a network of torchvision takes the encoder, in words."""
+    if name := card["torchvision"]:
+        return f"torchvision.models.{name}() takes the encoder: docs/inference.md"
+    return f"no network of torchvision takes the encoder: {card['torchvision_why_none']}"
 
 
 def stablehlo(run: Run) -> bytes:
@@ -136,8 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="folder of the files")
     options = parser.parse_args(arguments)
     with command.running(options.debug):
-        for file in export_run(options.workdir, options.out):
+        files = export_run(options.workdir, options.out)
+        for file in files:
             print(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
+        print(torchvision_line(json.loads(files[-1].read_text())))
 
 
 if __name__ == "__main__":

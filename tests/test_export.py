@@ -25,10 +25,15 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def folder(workdir, tmp_path_factory):
+def exported(workdir, tmp_path_factory):
+    """The folder of the files, and what the command says."""
     folder = tmp_path_factory.mktemp("exported") / "files"
-    run(workdir, folder)
-    return folder
+    return folder, run(workdir, folder)
+
+
+@pytest.fixture(scope="module")
+def folder(exported):
+    return exported[0]
 
 
 def run(workdir, folder):
@@ -36,6 +41,7 @@ def run(workdir, folder):
     command = [sys.executable, "-m", "supcon_jax.export", "--workdir", workdir, "--out", folder]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +124,14 @@ def test_the_card_says_what_the_weights_are_of(workdir, folder):
     assert card["config"]["supcon"]["batch_size"] == 256
     assert card["preprocessing"]["mean"] == [0.305] and card["features_of_length_1"] is True
     assert card["class_names"] == [str(digit) for digit in range(10)]
+
+
+def test_what_torchvision_takes_is_said(exported):
+    folder, said = exported
+    card = json.loads((folder / "card.json").read_text())
+    why = "torchvision has no ResNet of depth=10, groups=1, group_width=64"
+    assert card["torchvision"] is None and card["torchvision_why_none"] == why
+    assert said.splitlines()[-1] == f"no network of torchvision takes the encoder: {why}"
 
 
 @pytest.mark.slow

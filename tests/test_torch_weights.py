@@ -15,7 +15,15 @@ import pytest
 from sklearn.datasets import load_sample_image
 from state_dicts import state_dict_of
 
-from supcon_jax.models import DEPTHS, ResNet, ViT, encoder_from_torch, load_torch_encoder
+from supcon_jax.models import (
+    DEPTHS,
+    ResNet,
+    ViT,
+    encoder_from_torch,
+    encoder_to_torch,
+    load_torch_encoder,
+)
+from supcon_jax.models.torch_weights import torchvision_name
 
 PHOTO = load_sample_image("china.jpg")[:400:2, :400:2].astype(np.float32) / 127.5 - 1
 IMAGES = np.stack([PHOTO[60 * i : 60 * i + 64, 50 * i : 50 * i + 64] for i in range(3)])
@@ -130,8 +138,81 @@ def test_names_of_the_authors_code():
     assert_same(encoder_from_torch(named, model), encoder_from_torch(state, model))
 
 
+@pytest.mark.parametrize("prefix", ["", "encoder.module."])
+def test_names_of_the_authors_bottlenecks(prefix):
+    """With a head beside the encoder, as `SupConResNet` of that code is saved."""
+    model = small(BOTTLENECK, stem="cifar")
+    state = state_dict_of(model)
+    head = {"head.0.weight": state.pop("fc.weight")} if prefix else {}
+    named = {
+        f"{prefix}{name.replace('downsample', 'shortcut')}": value for name, value in state.items()
+    }
+    assert sum("shortcut" in name for name in named) == 4 * 6
+    assert_same(encoder_from_torch(named | head, model), encoder_from_torch(state, model))
+
+
 def assert_same(actual, expected):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+# The way out.
+
+
+# Parameters of torchvision's networks, from its page of models, and features of the last layer.
+TORCHVISION = {
+    "resnet18": (11_689_512, 512, dict(depth=18, first_shortcut="identity")),
+    "resnet34": (21_797_672, 512, dict(depth=34, first_shortcut="identity")),
+    "resnet50": (25_557_032, 2048, dict(depth=50)),
+    "resnext50_32x4d": (25_028_904, 2048, dict(depth=50, groups=32, group_width=4)),
+    "wide_resnet50_2": (68_883_240, 2048, dict(depth=50, group_width=128)),
+}
+DOWNSAMPLED = {18: {2, 3, 4}, 34: {2, 3, 4}, 50: {1, 2, 3, 4}}  # layers, in their first block
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_what_is_exported_has_the_names_and_shapes_of_torchvision(name):
+    parameters, features, options = TORCHVISION[name]
+    model = ResNet(**options)
+    assert torchvision_name(model, channels=3) == (name, None)
+    exported = exported_shapes(model)
+    expected = {key: np.shape(value) for key, value in state_dict_of(model).items()}
+    assert exported == {
+        key: shape
+        for key, shape in expected.items()
+        if not key.startswith("fc.") and not key.endswith(".num_batches_tracked")
+    }
+    assert {key for key in exported if key.endswith("downsample.0.weight")} == {
+        f"layer{layer}.0.downsample.0.weight" for layer in DOWNSAMPLED[model.depth]
+    }
+    trained = [shape for key, shape in exported.items() if ".running_" not in key]
+    assert sum(map(np.prod, trained)) + 1000 * (features + 1) == parameters
+
+
+def exported_shapes(model):
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    tree = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), tree)
+    return {key: array.shape for key, array in encoder_to_torch(zeros).items()}
+
+
+@pytest.mark.parametrize(
+    ("model", "channels", "why"),
+    [
+        (ResNet(18), 3, "its resnet18 has model.first_shortcut=identity (projection here)"),
+        (
+            ResNet(18, first_shortcut="identity", stem="cifar", width=0.5),
+            1,
+            "its resnet18 has model.width=1.0 (0.5 here), model.stem=imagenet (cifar here), "
+            "data.channels=3 (1 here)",
+        ),
+        (ResNet(50, stem="cifar"), 3, "its resnet50 has model.stem=imagenet (cifar here)"),
+        (ResNet(200), 3, "torchvision has no ResNet of depth=200, groups=1, group_width=64"),
+        (ViT("ti"), 3, "the encoder is a ViT, torchvision's are ResNets"),
+    ],
+    ids=["projection", "small", "cifar", "200", "vit"],
+)
+def test_a_network_that_torchvision_has_not_is_told(model, channels, why):
+    assert torchvision_name(model, channels) == (None, why)
 
 
 # What does not fit.

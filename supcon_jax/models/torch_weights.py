@@ -39,6 +39,20 @@ LEAVES = {
     "var": "running_var",
 }
 
+# Depth, groups and their width -> torchvision's function that makes the network.
+TORCHVISION = {
+    (18, 1, 64): "resnet18",
+    (34, 1, 64): "resnet34",
+    (50, 1, 64): "resnet50",
+    (101, 1, 64): "resnet101",
+    (152, 1, 64): "resnet152",
+    (50, 32, 4): "resnext50_32x4d",
+    (101, 32, 8): "resnext101_32x8d",
+    (101, 64, 4): "resnext101_64x4d",
+    (50, 1, 128): "wide_resnet50_2",
+    (101, 1, 128): "wide_resnet101_2",
+}
+
 
 def load_torch_encoder(path: str | Path, model: nn.Module) -> dict[str, Any]:
     """The encoder in a file of PyTorch weights, as `encoder_from_torch` gives it.
@@ -116,8 +130,8 @@ def encoder_from_torch(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
 def encoder_to_torch(variables: Mapping[str, Any]) -> Arrays:
     """A `ResNet`'s parameters and running statistics under torchvision's names.
 
-    The inverse of `encoder_from_torch`; torchvision's `ResNet` of the same shape takes the arrays,
-    but for `fc`, and gives the same features in inference mode.
+    The inverse of `encoder_from_torch`; the network of torchvision that `torchvision_name` names
+    takes the arrays, but for `fc`, and gives the same features in inference mode.
 
     Args:
       variables: {"params": ..., "batch_stats": ...} of a `ResNet`.
@@ -130,6 +144,35 @@ def encoder_to_torch(variables: Mapping[str, Any]) -> Arrays:
         _torch_name(path): _theirs(np.asarray(leaf, np.float32))
         for path, leaf in jax.tree.leaves_with_path(tree)
     }
+
+
+def torchvision_name(encoder: nn.Module, channels: int) -> tuple[str | None, str | None]:
+    """The function of `torchvision.models` whose network is the encoder, its last layer aside.
+
+    Args:
+      encoder: of a run.
+      channels: of its images.
+
+    Returns:
+      (its name, None), or (None, why there is none).
+    """
+    if not isinstance(encoder, ResNet):
+        return None, f"the encoder is a {type(encoder).__name__}, torchvision's are ResNets"
+    depth, groups, group_width = encoder.depth, encoder.groups, encoder.group_width
+    name = TORCHVISION.get((depth, groups, group_width))
+    if name is None:
+        kind = f"depth={depth}, groups={groups}, group_width={group_width}"
+        return None, f"torchvision has no ResNet of {kind}"
+    fields = {  # torchvision's value and the run's
+        "model.width": (1.0, encoder.width),
+        "model.stem": ("imagenet", encoder.stem),
+        "data.channels": (3, channels),
+    }
+    if not DEPTHS[depth][1]:
+        fields["model.first_shortcut"] = ("identity", encoder.first_shortcut)
+    differing = ((field, *values) for field, values in fields.items() if values[0] != values[1])
+    others = ", ".join(f"{field}={theirs} ({ours} here)" for field, theirs, ours in differing)
+    return (None, f"its {name} has {others}") if others else (name, None)
 
 
 def _encoder_arrays(state_dict: Mapping[str, Any]) -> Arrays:
