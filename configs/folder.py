@@ -2,13 +2,14 @@
 
     python -m supcon_jax.train --config configs/folder.py --config.data.dir=PATH
 
-ResNet-18. What is 0 or empty here is chosen from the images that are found, and printed with the
-reason: splits, image size, stem, colours, batch sizes, epochs and learning rates
-(supcon_jax/fitting.py); any of it can be set instead. Where there are no test images, a fifth of
-each class is kept for the test. What to think of yourself: --config.supcon.augment.flip=0 where
-left and right differ, --config.supcon.augment.jitter=0 where the colour tells the class, and on a
-CPU --config.model.width=0.25. Own values, for small data sets: the recipe of configs/imagenette.py
-with batch norm in the projection head and four times its learning rate, which short trainings need.
+ResNet-18, torchvision's where the stem is "imagenet". What is 0 or empty here is chosen from the
+images that are found, and printed with the reason: splits, image size, stem, colours, batch sizes,
+epochs and learning rates (supcon_jax/fitting.py); any of it can be set instead. Where there are no
+test images, a fifth of each class is kept for the test. What to think of yourself:
+--config.supcon.augment.flip=0 where left and right differ, --config.supcon.augment.jitter=0 where
+the colour tells the class, and on a CPU --config.model.width=0.25. Own values, for small data sets:
+the recipe of configs/imagenette.py with batch norm in the projection head and four times its
+learning rate, which short trainings need.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Imagenette (10 classes of ImageNet), ResNet-18 at 128 x 128, 100 epochs.
+"""Imagenette (10 classes of ImageNet), torchvision's ResNet-18 at 128 x 128, 100 epochs.
 
     python -m supcon_jax.train --config configs/imagenette.py --config.data.dir=PATH
 
@@ -17,7 +17,7 @@ from supcon_jax.data.datasets import dataset
 def get_config(recipe: str = "supcon") -> ConfigDict:
     config = base(recipe)
     config.data.update(dataset("imagenette"), load_size=160, image_size=128)
-    config.model.update(depth=18, stem="imagenet")
+    config.model.update(depth=18, stem="imagenet", first_shortcut="identity")  # torchvision's
     for name in ("supcon", "simclr", "linear", "cross_entropy"):
         config[name].augment.update(crop_area=(0.08, 1.0), jitter=1.0, blur=0.5)
     for stage in (config.supcon, config.simclr):

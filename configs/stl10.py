@@ -2,8 +2,8 @@
 
     python -m supcon_jax.train --config configs/stl10.py
 
-As configs/cifar10_resnet18.py with the ImageNet stem, batch 256, the learning rates scaled to it,
-and blur. Nothing was published on the labelled part with this method. Accuracy: not yet run.
+As configs/cifar10_resnet18.py with torchvision's ResNet-18, batch 256, the learning rates scaled to
+it, and blur. Nothing was published on the labelled part with this method. Accuracy: not yet run.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from supcon_jax.data.datasets import dataset
 def get_config(recipe: str = "supcon") -> ConfigDict:
     config = configuration.load(f"cifar10_resnet18:{recipe}")
     config.data.update(dataset("stl10"))
-    config.model.update(stem="imagenet")
+    config.model.update(stem="imagenet", first_shortcut="identity")  # torchvision's
     for name in ("supcon", "simclr", "linear", "cross_entropy"):
         stage = config[name]
         stage.schedule.update(learning_rate=stage.schedule.learning_rate * 256 / stage.batch_size)

@@ -2,8 +2,8 @@
 
     python in_pytorch.py EXPORTED PHOTOS.npz
 
-Where torchvision is installed and the encoder has its full width and stem, its `resnet18()` takes
-the same file; this one takes every width and both stems.
+This one takes every width, both stems and both first shortcuts. torchvision's `resnet18()` takes
+the same file where `torchvision` in EXPORTED/card.json names it: docs/inference.md.
 """
 
 import json
