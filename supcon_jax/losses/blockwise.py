@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from supcon_jax.losses.pairs import DenominatorMode, Ids, Relation, Rows, Weights, relate
+from supcon_jax.losses.pairs import AxisName, DenominatorMode, Ids, Relation, Rows, Weights, relate
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Plan:
     kept: int | None
     block_size: int | None
     precision: jax.lax.PrecisionLike
-    ring: str | None = None  # the mapped axis that the contrast set travels around
+    ring: AxisName | None = None  # the mapped axis that the contrast set travels around
 
     @property
     def log_d_is_shared(self) -> bool:
@@ -172,7 +172,8 @@ def _pushed(plan: Plan, sums: Sums, s: Array, relation: Relation) -> Array:
     if not plan.beta:
         return s
     log_mean = sums.tilt.value() - jnp.log(jnp.maximum(sums.negatives, 1))
-    return jnp.where(relation.negative, s + plan.beta * s - log_mean[:, None], s)
+    log_weights = jax.lax.stop_gradient(plan.beta * s - log_mean[:, None])
+    return jnp.where(relation.negative, s + log_weights, s)
 
 
 def _add(plan: Plan, sums: Sums, s: Array, relation: Relation) -> Sums:
@@ -192,7 +193,7 @@ def _add_positives(plan: Plan, sums: Sums, s: Array, relation: Relation) -> Sums
         x = x + jnp.log(jnp.where(relation.positive, relation.weight, 1))
         added = _add_exp(sums.log_positives, x, relation.positive)
         kept = jnp.where(sums.pull > 0, jnp.exp(sums.log_positives.shift - added.shift), 0)
-        shares = jnp.where(relation.positive, jnp.exp(x - added.shift[:, None]), 0)
+        shares = _exp(x - added.shift[:, None], relation.positive)
         pull = sums.pull * kept + jnp.sum(shares * steepness, 1)
         return sums._replace(log_positives=added, pull=pull)
     return sums._replace(
@@ -213,27 +214,32 @@ def _add_exp(sums: LogSum, x: Array, where: Array) -> LogSum:
     """Add the exponentials of the entries in `where`, shifted by the largest so far."""
     shift = jnp.maximum(sums.shift, jnp.max(x, axis=1, where=where, initial=-jnp.inf))
     safe = jnp.where(jnp.isfinite(shift), shift, 0)
-    added = jnp.sum(jnp.where(where, jnp.exp(x - safe[:, None]), 0), axis=1)
+    added = jnp.sum(_exp(x - safe[:, None], where), axis=1)
     return LogSum(shift, sums.total * jnp.exp(sums.shift - safe) + added)
+
+
+def _exp(x: Array, where: Array) -> Array:
+    """exp(x) of the entries in `where`, else 0; the others may overflow, and have no derivative."""
+    return jnp.exp(jnp.where(where, x, -jnp.inf))
 
 
 def _slopes(plan: Plan, sums: Sums, gradient: Array, s: Array, relation: Relation) -> Array:
     """Derivative of sum(gradient x losses) by each similarity of a block."""
-    log_d = sums.denominator.value()[:, None]
+    counts = _counts(plan, sums)[:, None]
+    positive = relation.positive & counts
     x, steepness = _numerators(plan, sums, s)
     if plan.inside:
         total = sums.log_positives.total
-        share = jnp.exp(x - sums.log_positives.value()[:, None]) * relation.weight
+        share = _exp(x - sums.log_positives.value()[:, None], positive) * relation.weight
     else:
         total = sums.weight
         share = relation.weight / jnp.where(total > 0, total, 1)[:, None]
     pushed = _pushed(plan, sums, s, relation)
-    push = jnp.where(_in_denominator(plan, relation), jnp.exp(pushed - log_d), 0)
+    log_d = sums.denominator.value()[:, None]
+    push = _exp(pushed - log_d, _in_denominator(plan, relation) & counts)
     if not plan.log_d_is_shared:
         push *= (sums.pull / jnp.where(total > 0, total, 1))[:, None]
-    pull = jnp.where(relation.positive, share * steepness, 0)
-    gradient = gradient[:, None]  # 0 where an anchor does not count, which may have infinite slopes
-    return jnp.where(gradient != 0, gradient * (push - pull), 0)
+    return gradient[:, None] * (push - jnp.where(positive, share * steepness, 0))
 
 
 def _in_denominator(plan: Plan, relation: Relation) -> Array:
@@ -264,7 +270,7 @@ def _pull_back(
             slopes = _slopes(
                 plan, of_block, g, s, relate(a_ids, c_ids, plan.kept, ids.weights, scale.dtype)
             )
-            slopes = slopes.astype(a.dtype)
+            slopes = as_factor(slopes, a)
             return multiply("ij,jd->id", slopes, c), multiply("ij,id->jd", slopes, a)
 
         to_anchors, to_contrast = jax.lax.map(of_anchors, mine)
@@ -329,6 +335,13 @@ def _around(
 def product(plan: Plan, scale: Array, spec: str, x: Array, y: Array) -> Array:
     products = jnp.einsum(spec, x, y, precision=plan.precision, preferred_element_type=scale.dtype)
     return scale * products
+
+
+def as_factor(slopes: Array, features: Array) -> Array:
+    """Slopes as the other factor of a product with features: those of float16 stay float32, for
+    slopes fall with the square of the batch and float16 ends at 6e-8.
+    """
+    return slopes if features.dtype == jnp.float16 else slopes.astype(features.dtype)
 
 
 def blocks(size: int | None, tree: Any) -> Any:

@@ -5,11 +5,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
 ContrastMode = Literal["all", "one"]
 DenominatorMode = Literal["all", "one_positive", "only_negatives"]
 Exchange = Literal["gather", "ring"]
+AxisName = str | tuple[str, ...]  # several axes are one, of all their devices in that order
 Features = Float[Array, "batch views dim"] | Float[Array, "batch dim"]
 Labels = Int[Array, " batch"]
 Mask = Num[Array, "batch global_batch"] | Bool[Array, "batch global_batch"]
@@ -84,6 +85,7 @@ def products(
 
 
 def precision_of(precision: jax.lax.PrecisionLike, features: Array) -> jax.lax.PrecisionLike:
+    """The precision that is asked for, or HIGHEST for float32 and float64, or JAX's default."""
     if precision is None and features.dtype in (jnp.float32, jnp.float64):
         return jax.lax.Precision.HIGHEST  # the default is TF32 on GPU, bfloat16 on TPU
     return precision
@@ -102,10 +104,14 @@ def arrange(
     *,
     contrast_mode: ContrastMode,
     positives_cap: int | None,
-    axis_name: str | None,
+    axis_name: AxisName | None,
     exchange: Exchange,
 ) -> tuple[Rows, Rows]:
-    """The anchors of this device, and the contrast set: of all devices, or its part of a ring."""
+    """The anchors of this device, and the contrast set: of all devices, or its part of a ring.
+
+    Raises:
+      ValueError: features or labels that are the same on all devices of `axis_name`.
+    """
     batch, views, dim = features.shape
     for x in (features,) if labels is None else (features, labels):
         _check_varies(x, axis_name)
@@ -155,6 +161,7 @@ def queue_rows(queue: Queue | None, labelled: bool) -> Rows | None:
 
 
 def joined(*parts: Rows) -> Rows:
+    """All rows as one set, in the order of the parts."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
@@ -172,23 +179,27 @@ def of_class(labels: Int[Array, " rows"], x: Num[Array, "rows ..."]) -> Num[Arra
     return jax.ops.segment_sum(x, classes, len(labels))[classes]
 
 
-def gather(x: Array, axis_name: str | None) -> Array:
+def gather(
+    x: Shaped[Array, "rows ..."], axis_name: AxisName | None
+) -> Shaped[Array, "all_rows ..."]:
     """The rows of all devices, in the order of the devices."""
     return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
 
 
-def _check_varies(x: Array, axis_name: str | None) -> None:
+def _check_varies(x: Array, axis_name: AxisName | None) -> None:
     """Refuse what `shard_map` knows to be the same on all devices (`pmap` does not track it).
 
     Raises:
-      ValueError: it is.
+      ValueError: it is, along one axis at least.
     """
-    if axis_name is None or axis_name not in _varying(jax.lax.axis_index(axis_name)):
+    if axis_name is None:
         return
-    if axis_name not in _varying(x):
+    same = _varying(jax.lax.axis_index(axis_name)) - _varying(x)
+    if same:
         raise ValueError(
-            f"the batch is the same on all devices of axis {axis_name!r}: pass each device its own "
-            "samples (shard_map: in_specs=P(axis)), or leave axis_name out"
+            f"the batch is the same on all devices of axis {', '.join(map(repr, sorted(same)))}: "
+            "pass each device its own samples (shard_map: in_specs=P(axis_name)), or leave the "
+            "axis out of axis_name"
         )
 
 
@@ -202,10 +213,10 @@ def _varying(x: Array) -> frozenset[str]:
     return frozenset(jax.typeof(x).manual_axis_type.varying)
 
 
-def first_sample(batch: int, axis_name: str | None) -> Int[Array, ""] | int:
+def first_sample(batch: int, axis_name: AxisName | None) -> Int[Array, ""] | int:
     """The place of the first local sample in the global batch."""
     return 0 if axis_name is None else batch * jax.lax.axis_index(axis_name)
 
 
-def axis_size(axis_name: str | None) -> int:
+def axis_size(axis_name: AxisName | None) -> int:
     return 1 if axis_name is None else jax.lax.axis_size(axis_name)

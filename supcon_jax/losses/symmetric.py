@@ -16,10 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from supcon_jax.losses.blockwise import Plan, blocks, product
+from supcon_jax.losses.blockwise import Compared, Plan, as_factor, blocks, product
 from supcon_jax.losses.pairs import Rows, of_class
 
 WIDEST = 60.0  # range of the similarities that exp holds, with room for sums and gradients
+
+
+def is_enough(plan: Plan, compared: Compared) -> bool:
+    """Whether the loss of a batch against itself is Eq. 2 and nothing else."""
+    plain = plan.denominator_mode == "all" and not plan.inside and not plan.beta
+    return plain and plan.kept is None and compared.weights is None and compared.queue is None
 
 
 def is_bounded(features: Float[Array, "rows dim"], scale: Array) -> Array:
@@ -73,7 +79,7 @@ def _backward(plan: Plan, saved: Any, gradient: Array) -> tuple[Array, Array]:
     multiply = partial(product, plan, scale)
 
     def slopes_of(pairs: Array, mine: Array, theirs: Array) -> Array:
-        return (pairs * (mine[:, None] + theirs[None])).astype(z.dtype)
+        return as_factor(pairs * (mine[:, None] + theirs[None]), z)
 
     def on_diagonal(block: tuple[Array, Array]) -> Array:
         mine, factor = block
