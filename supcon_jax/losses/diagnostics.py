@@ -9,16 +9,17 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from supcon_jax.losses.arguments import (
     BlockSize,
-    check_cap,
     check_choice,
     check_labels,
     check_queue,
     choose_block_size,
+    kept_samples,
     mask_weights,
     with_views,
 )
 from supcon_jax.losses.blockwise import blocks
 from supcon_jax.losses.pairs import (
+    AxisName,
     ContrastMode,
     DenominatorMode,
     Features,
@@ -45,7 +46,7 @@ def num_positives(
     positives_cap: int | None = None,
     mask: Mask | None = None,
     queue: Queue | None = None,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Int[Array, " batch"]:
     """|P(i)|: how many positives each anchor view of a sample has in the contrast set.
 
@@ -68,8 +69,8 @@ def num_positives(
     """
     features = with_views(features)
     batch, views, _ = features.shape
-    check_labels(batch, labels)
-    check_cap(positives_cap, views)
+    labels = check_labels(batch, labels)
+    kept = kept_samples(positives_cap, views)
     weights = mask_weights(mask, labels, batch, positives_cap, "gather", axis_name)
     check_queue(queue, features, positives_cap)
     if weights is not None:
@@ -78,10 +79,9 @@ def num_positives(
         return views * positive.sum(1, dtype=jnp.int32) - own
     if labels is None:
         return jnp.full(batch, views - 1, jnp.int32)
-    labels = jnp.asarray(labels)
     others = (labels[:, None] == gather(labels, axis_name)[None]).sum(1, dtype=jnp.int32) - 1
-    if positives_cap is not None:
-        others = jnp.minimum(others, positives_cap // views)
+    if kept is not None:
+        others = jnp.minimum(others, kept)
     counts = views * (others + 1) - 1
     if queue is not None:
         _, of_queue, valid = map(jnp.asarray, queue)
@@ -172,7 +172,7 @@ def contrastive_accuracy(
     labels: Labels | None = None,
     *,
     contrast_mode: ContrastMode = "all",
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
     block_size: BlockSize = None,
 ) -> Float[Array, " batch"]:
     """How often the most similar other view in the global batch is a positive.
@@ -204,7 +204,7 @@ def contrastive_accuracy(
 
 
 def alignment(
-    features: Features, labels: Labels | None = None, *, axis_name: str | None = None
+    features: Features, labels: Labels | None = None, *, axis_name: AxisName | None = None
 ) -> Float[Array, " batch"]:
     """How far apart positives are: mean of |z_i - z_p|^2 over P(i), averaged over the views.
 
@@ -242,7 +242,7 @@ def uniformity(
     features: Features,
     *,
     t: float = 2.0,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
     block_size: BlockSize = None,
 ) -> Float[Array, ""]:
     """How evenly the features cover the sphere: log mean exp(-t |z_i - z_j|^2) over all i != j.
@@ -281,14 +281,13 @@ def uniformity(
 
 
 def _both(
-    features: Array, labels: Array | None, contrast_mode: ContrastMode, axis_name: str | None
+    features: Array, labels: Array | None, contrast_mode: ContrastMode, axis_name: AxisName | None
 ) -> tuple[Rows, Rows]:
     """The anchors of this device and the contrast set of all, checked."""
     check_choice("contrast_mode", contrast_mode, ContrastMode)
-    check_labels(len(features), labels)
     return arrange(
         features,
-        labels,
+        check_labels(len(features), labels),
         contrast_mode=contrast_mode,
         positives_cap=None,
         axis_name=axis_name,
@@ -314,7 +313,8 @@ def _over_pairs(
 ) -> Any:
     """Fold `add` over blocks of pairs; what it gathers is one value an anchor."""
     rows = len(anchors.features)
-    size = choose_block_size(block_size, anchors, contrast, "gather") or len(contrast.features)
+    size = choose_block_size(block_size, anchors, contrast, None, "gather")
+    size = size or len(contrast.features)
     precision = precision_of(None, anchors.features)
     dtype = jnp.promote_types(anchors.features.dtype, jnp.float32)
     of_contrast = blocks(size, contrast)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 from supcon_jax.losses.arguments import check_targets
-from supcon_jax.losses.pairs import first_sample, gather
+from supcon_jax.losses.pairs import AxisName, first_sample, gather
 
 Mask = Float[Array, "batch global_batch"]
 
@@ -16,7 +16,7 @@ Mask = Float[Array, "batch global_batch"]
 def overlap_mask(
     labels: Num[Array, "batch classes"] | Bool[Array, "batch classes"],
     *,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Mask:
     """1 where two samples share at least one class, else 0.
 
@@ -37,7 +37,7 @@ def overlap_mask(
 def jaccard_mask(
     labels: Num[Array, "batch classes"] | Bool[Array, "batch classes"],
     *,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Mask:
     """Classes that two samples share, as a part of those that either has: |A and B| / |A or B|.
 
@@ -57,7 +57,9 @@ def jaccard_mask(
     return _with_own_views(shared / jnp.maximum(either, 1), axis_name)
 
 
-def similarity_mask(labels: Float[Array, "batch classes"], *, axis_name: str | None = None) -> Mask:
+def similarity_mask(
+    labels: Float[Array, "batch classes"], *, axis_name: AxisName | None = None
+) -> Mask:
     """Cosine of two samples' soft labels, as mixup, CutMix, smoothing or a teacher make them.
 
     Equal to class membership for one-hot labels.
@@ -82,11 +84,11 @@ def similarity_mask(labels: Float[Array, "batch classes"], *, axis_name: str | N
     return _with_own_views(jnp.clip(mine @ gather(mine, axis_name).T, 0, 1), axis_name)
 
 
-def _multi_hot(labels: Array, axis_name: str | None) -> tuple[Array, Array]:
+def _multi_hot(labels: Array, axis_name: AxisName | None) -> tuple[Array, Array]:
     mine = (check_targets(labels) > 0).astype(jnp.float32)
     return mine, gather(mine, axis_name)
 
 
-def _with_own_views(mask: Array, axis_name: str | None) -> Mask:
+def _with_own_views(mask: Array, axis_name: AxisName | None) -> Mask:
     samples = jnp.arange(len(mask))
     return mask.at[samples, samples + first_sample(len(mask), axis_name)].set(1)

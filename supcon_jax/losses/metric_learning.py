@@ -7,12 +7,13 @@ from jaxtyping import Array, Bool, Float, Integer, Num
 
 from supcon_jax.losses.arguments import (
     BlockSize,
-    check_labels,
     check_margin,
     check_temperature,
+    class_ids,
     with_views,
 )
 from supcon_jax.losses.pairs import (
+    AxisName,
     Exchange,
     Features,
     Labels,
@@ -28,7 +29,7 @@ def nt_xent_loss(
     features: Float[Array, "batch views dim"],
     *,
     temperature: float | Num[Array, ""] = 0.5,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
     exchange: Exchange = "gather",
     block_size: BlockSize = None,
     precision: jax.lax.PrecisionLike = None,
@@ -73,7 +74,7 @@ def n_pairs_loss(
     features: Features,
     labels: Labels,
     *,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
     exchange: Exchange = "gather",
     block_size: BlockSize = None,
     precision: jax.lax.PrecisionLike = None,
@@ -96,7 +97,7 @@ def n_pairs_loss(
       One loss a sample, `[batch]`; 0 for the only sample of its class.
 
     Raises:
-      ValueError: more than one view, and as `supcon_loss`.
+      ValueError: more than one view, no labels, and as `supcon_loss`.
 
     References:
       Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016; as in
@@ -106,7 +107,7 @@ def n_pairs_loss(
         raise ValueError(f"N-pairs takes one view: [batch, dim], got {features.shape}")
     return supcon_loss(
         features,
-        labels,
+        class_ids(len(features), labels),
         temperature=1.0,
         positives_cap=1,
         axis_name=axis_name,
@@ -121,7 +122,7 @@ def triplet_loss(
     labels: Labels,
     *,
     temperature: float | Num[Array, ""] = 0.1,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Losses:
     """Triplet loss over all triplets of the global batch, with the margin that SupCon tends to.
@@ -144,7 +145,7 @@ def triplet_loss(
       One loss a sample, `[batch]`; 0 for an anchor without positives or negatives.
 
     Raises:
-      ValueError: wrong ranks or sizes, non-positive temperature.
+      ValueError: wrong ranks or sizes, no labels, non-positive temperature.
 
     References:
       Weinberger and Saul, 2009; Khosla et al., 2020, https://arxiv.org/abs/2004.11362, supplement
@@ -152,7 +153,7 @@ def triplet_loss(
     """
     features = with_views(features)
     batch = len(features)
-    check_labels(batch, labels)
+    labels = class_ids(batch, labels)
     check_temperature(temperature)
     anchors, contrast = arrange(
         features,
@@ -221,7 +222,7 @@ def large_margin_softmax(
       https://arxiv.org/abs/1612.02295, Eq. 6.
     """
     check_margin(features, class_weights, margin)
-    check_labels(len(features), labels)
+    labels = class_ids(len(features), labels)
     wide = jnp.promote_types(jnp.result_type(features, class_weights), jnp.float32)
     x, w = features.astype(wide), class_weights.astype(wide)
     squared = jnp.sum(x * x, -1, keepdims=True) * jnp.sum(w * w, -1)[None]

@@ -24,17 +24,18 @@ from jaxtyping import Array, Float, Num
 from supcon_jax.losses import blockwise, symmetric
 from supcon_jax.losses.arguments import (
     BlockSize,
-    check_cap,
     check_choice,
     check_exchange,
     check_labels,
     check_queue,
     check_temperature,
     choose_block_size,
+    kept_samples,
     mask_weights,
     with_views,
 )
 from supcon_jax.losses.pairs import (
+    AxisName,
     ContrastMode,
     DenominatorMode,
     Exchange,
@@ -67,7 +68,7 @@ def supcon_loss(
     positives_cap: int | None = None,
     mask: Mask | None = None,
     queue: Queue | None = None,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
     exchange: Exchange = "gather",
     block_size: BlockSize = None,
     precision: jax.lax.PrecisionLike = None,
@@ -99,12 +100,13 @@ def supcon_loss(
       queue: `(features [queue, dim], labels [queue], valid [queue])`, more rows of the contrast
         set, the same on all devices; never anchors, without gradient. Without labels (or with a
         mask) they are all negatives.
-      axis_name: mapped axis that the batch is split over.
+      axis_name: mapped axis that the batch is split over, or a tuple of axes.
       exchange: "gather" holds the features of all devices on each; "ring" passes them around, so
         that each device holds one other part at a time (in blocks; without a mask).
       block_size: None compares all pairs at once. A number does so in blocks of so many anchors and
         rows, in memory linear in the batch, with the same value and gradient. "auto" takes blocks
-        of 1024 where the similarities of this device would need more than 256 MiB.
+        of 1024 where the similarities of this device, with those to the queue, would need more
+        than 256 MiB.
       precision: of the similarity products; by default the highest for float32 and float64, and
         bfloat16 or float16 products accumulated in float32 for such input.
 
@@ -114,8 +116,9 @@ def supcon_loss(
 
     Raises:
       ValueError: wrong ranks or sizes, unknown mode, non-positive temperature, a cap that is no
-        multiple of the views, a mask beside labels, a cap or the ring, a cap beside a queue, or
-        features that are the same on all devices of `axis_name`.
+        multiple of the views, a mask beside labels, a cap or the ring, a cap beside a queue,
+        labels that JAX would wrap around (beyond int32), or features that are the same on all
+        devices of `axis_name`.
 
     References:
       Khosla et al., Supervised Contrastive Learning, 2020, https://arxiv.org/abs/2004.11362, Eq. 2.
@@ -147,7 +150,7 @@ def supcon_in_loss(
     positives_cap: int | None = None,
     mask: Mask | None = None,
     queue: Queue | None = None,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
     exchange: Exchange = "gather",
     block_size: BlockSize = None,
     precision: jax.lax.PrecisionLike = None,
@@ -193,7 +196,7 @@ def contrastive_losses(
     positives_cap: int | None,
     mask: Array | None,
     queue: Queue | None,
-    axis_name: str | None,
+    axis_name: AxisName | None,
     exchange: Exchange,
     block_size: BlockSize,
     precision: jax.lax.PrecisionLike,
@@ -207,9 +210,11 @@ def contrastive_losses(
     check_choice("contrast_mode", contrast_mode, ContrastMode)
     check_choice("denominator_mode", denominator_mode, DenominatorMode)
     check_exchange(exchange, axis_name)
-    check_labels(batch, labels)
-    check_cap(positives_cap, views)
+    check_temperature(temperature)
+    check_queue(queue, features, positives_cap)
+    labels = check_labels(batch, labels)
     weights = mask_weights(mask, labels, batch, positives_cap, exchange, axis_name)
+    kept = kept_samples(positives_cap, views)
     anchors, contrast = arrange(
         features,
         labels,
@@ -218,40 +223,47 @@ def contrastive_losses(
         axis_name=axis_name,
         exchange=exchange,
     )
-    check_queue(queue, features, positives_cap)
     extra = queue_rows(queue, labelled=labels is not None)
-    kept = None if positives_cap is None else positives_cap // views
     plan = blockwise.Plan(
         inside=inside,
         epsilon=epsilon,
         beta=beta,
         denominator_mode=denominator_mode,
         kept=kept,
-        block_size=choose_block_size(block_size, anchors, contrast, exchange),
+        block_size=choose_block_size(block_size, anchors, contrast, extra, exchange),
         precision=precision_of(precision, features),
         ring=axis_name if exchange == "ring" else None,
     )
-    check_temperature(temperature)
     scale = 1 / jnp.asarray(temperature, jnp.promote_types(features.dtype, jnp.float32))
     if plan.block_size is None:
         everything = contrast if extra is None else joined(contrast, extra)
         values = _dense(plan, anchors, everything, scale, weights)
     else:
         compared = blockwise.Compared(anchors.ids, contrast.ids, weights, extra)
-        scale = vary_with(scale, features)
-        in_blocks = partial(
-            blockwise.anchor_losses, plan, anchors.features, contrast.features, scale, compared
-        )
-        alone = axis_name is None and contrast_mode == "all" and weights is None and extra is None
-        if alone and kept is None and denominator_mode == "all" and not inside and not beta:
-            values = jax.lax.cond(
-                symmetric.is_bounded(anchors.features, scale),
-                lambda: symmetric.symmetric_losses(plan, anchors, scale),
-                in_blocks,
-            )
-        else:
-            values = in_blocks()
+        whole = axis_name is None and contrast_mode == "all"
+        values = _in_blocks(plan, anchors, contrast, vary_with(scale, features), compared, whole)
     return values.reshape(batch, -1).mean(-1)
+
+
+def _in_blocks(
+    plan: blockwise.Plan,
+    anchors: Rows,
+    contrast: Rows,
+    scale: Array,
+    compared: blockwise.Compared,
+    whole: bool,
+) -> Float[Array, " anchors"]:
+    """The loss of each anchor; `whole`: the anchors are the contrast set."""
+    of_all_pairs = partial(
+        blockwise.anchor_losses, plan, anchors.features, contrast.features, scale, compared
+    )
+    if not (whole and symmetric.is_enough(plan, compared)):
+        return of_all_pairs()
+    return jax.lax.cond(
+        symmetric.is_bounded(anchors.features, scale),
+        lambda: symmetric.symmetric_losses(plan, anchors, scale),
+        of_all_pairs,
+    )
 
 
 def _dense(

@@ -7,8 +7,9 @@ as in `losses.supcon`.
 import jax
 from jaxtyping import Array, Num
 
-from supcon_jax.losses.arguments import BlockSize, check_not_negative
+from supcon_jax.losses.arguments import BlockSize, not_negative
 from supcon_jax.losses.pairs import (
+    AxisName,
     ContrastMode,
     DenominatorMode,
     Exchange,
@@ -30,7 +31,7 @@ def epsilon_sup_infonce_loss(
     positives_cap: int | None = None,
     mask: Mask | None = None,
     queue: Queue | None = None,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
     exchange: Exchange = "gather",
     block_size: BlockSize = None,
     precision: jax.lax.PrecisionLike = None,
@@ -68,11 +69,10 @@ def epsilon_sup_infonce_loss(
       Barbano et al., Unbiased Supervised Contrastive Learning, 2023,
       https://arxiv.org/abs/2211.05568.
     """
-    check_not_negative("epsilon", epsilon)
     return contrastive_losses(
         features,
         labels,
-        epsilon=epsilon,
+        epsilon=not_negative("epsilon", epsilon),
         temperature=temperature,
         contrast_mode=contrast_mode,
         denominator_mode="one_positive",
@@ -97,7 +97,7 @@ def hard_negative_loss(
     positives_cap: int | None = None,
     mask: Mask | None = None,
     queue: Queue | None = None,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
     exchange: Exchange = "gather",
     block_size: BlockSize = None,
     precision: jax.lax.PrecisionLike = None,
@@ -140,11 +140,10 @@ def hard_negative_loss(
       https://arxiv.org/abs/2209.00078; the weights after Robinson et al., 2021,
       https://arxiv.org/abs/2010.04592.
     """
-    check_not_negative("beta", beta)
     return contrastive_losses(
         features,
         labels,
-        beta=beta,
+        beta=not_negative("beta", beta),
         temperature=temperature,
         contrast_mode=contrast_mode,
         denominator_mode=denominator_mode,

@@ -198,6 +198,37 @@ def test_temperature_has_the_same_gradient_in_every_form(option, problem):
     np.testing.assert_allclose(blocks, dense, rtol=1e-12)
 
 
+def test_gradient_of_a_gradient_in_blocks(problem):
+    """By the weights of the losses, as for learning to reweight, which starts at weights of 0; and
+    by the features. With one view, class 2 has no positive; one class has no negatives.
+    """
+    features, arguments, direction = problem
+    labels = arguments["labels"]["labels"]
+    cases = (
+        jnp.array([0 * direction, direction, direction]),
+        jnp.array([labels, labels, 0 * labels]),
+    )
+
+    def second_order(weights, labels, block_size):
+        def slope(weights, features):
+            gradient = jax.grad(lambda x: (losses_of(x) @ weights).sum())(features)
+            return (gradient * direction[:, None, None]).sum()
+
+        def losses_of(features):
+            arrays = dict(labels=labels)
+            return every_mode(FEW[1:], features, 0.2, arrays, block_size=block_size)
+
+        return jax.grad(slope, (0, 1))(weights, features[:, :1])
+
+    dense, blocks = (
+        quick_jit(jax.vmap(functools.partial(second_order, block_size=size)))(*cases)
+        for size in (None, 3)
+    )
+    assert np.abs(dense[0][0]).max() > 1
+    for one, other in zip(blocks, dense, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-11 * np.abs(other).max())
+
+
 @pytest.mark.parametrize("temperature", [0.005, 0.05])
 def test_similarities_too_far_apart_for_one_shift(temperature, problem):
     """Of the largest length 10, so that they spread over 10,000 and more."""
@@ -249,6 +280,28 @@ def test_bfloat16_in_blocks():
     np.testing.assert_allclose(
         np.asarray(blocks[1], np.float32), expected, rtol=0, atol=0.01 * np.abs(expected).max()
     )
+
+
+@pytest.mark.parametrize("contrast_mode", ["all", "one"])  # the symmetric half, and all blocks
+def test_float16_gradient_of_small_slopes(contrast_mode):
+    """In a batch of N the mean has slopes of 1/N^2, which a small weight stands for here: float16
+    ends at 6e-8. The short features bring their gradient back to where float16 is exact.
+    """
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(64, 1, 8))
+    features *= 0.1 / np.linalg.norm(features, axis=-1, keepdims=True)
+    labels = jnp.asarray(rng.integers(0, 10, len(features)))
+
+    @quick_jit
+    def gradient(features):
+        options = dict(temperature=0.001, contrast_mode=contrast_mode, block_size=16)
+        return jax.grad(lambda x: 1e-6 * supcon_loss(x, labels, **options).sum())(features)
+
+    half = jnp.asarray(features, jnp.float16)
+    exact, actual = gradient(half.astype(jnp.float32)), gradient(half)
+    assert actual.dtype == jnp.float16
+    error = np.linalg.norm(actual.astype(np.float32) - exact) / np.linalg.norm(exact)
+    assert error < 2e-3
 
 
 @pytest.mark.parametrize(
@@ -307,6 +360,38 @@ def test_plain_jit_of_sharded_inputs_in_blocks(mesh_of, option, problem):
     assert_equals_the_loops(step(*placed), FEW, features, arguments[option], weights)
 
 
+@pytest.mark.parametrize("form", ["dense", "ring of blocks"])
+def test_sharded_over_two_axes(mesh_of, form, problem):
+    features, arguments, weights = problem
+    mesh = jax.sharding.Mesh(mesh_of(4).devices.reshape(2, 2), ("a", "b"))
+    labels = arguments["labels"]["labels"]
+
+    def losses_of(features, temperature):
+        def local(features, temperature, labels):
+            shared = dict(axis_name=("a", "b"), **FORMS[form])
+            return every_mode(FEW, features, temperature, dict(labels=labels), **shared)
+
+        both = P(("a", "b"))
+        return jax.shard_map(
+            local, mesh=mesh, in_specs=(both, P(), both), out_specs=P(None, ("a", "b"))
+        )(features, temperature, labels)
+
+    actual = quick_jit(functools.partial(losses_and_gradients, losses_of))(features, weights)
+    assert_equals_the_loops(actual, FEW, features, arguments["labels"], weights)
+
+
+@pytest.mark.parametrize(("spec", "same"), [(P("a"), "'b'"), (P("b"), "'a'"), (P(), "'a', 'b'")])
+def test_what_is_the_same_along_one_of_two_axes_is_refused(mesh_of, spec, same):
+    mapped = jax.shard_map(
+        functools.partial(supcon_loss, axis_name=("a", "b")),
+        mesh=jax.sharding.Mesh(mesh_of(4).devices.reshape(2, 2), ("a", "b")),
+        in_specs=spec,
+        out_specs=P(("a", "b")),
+    )
+    with pytest.raises(ValueError, match=f"the same on all devices of axis {same}: "):
+        mapped(np.ones((4, 2, 3), np.float32))
+
+
 @pytest.mark.parametrize("form", ["blocks", "ring"])
 def test_pmap(form, problem):
     features, arguments, weights = problem
@@ -350,6 +435,31 @@ def test_auto_is_dense_until_the_similarities_are_large():
     assert temporary_bytes(16384, block_size="auto") < 16384**2 * 4 / 4
 
 
+def test_auto_counts_the_queue():
+    def loss(x, y, queue):
+        return supcon_loss(x, y, queue=queue, block_size="auto").mean()
+
+    def bytes_with(rows):
+        of = jax.ShapeDtypeStruct
+        queue = of((rows, 16), np.float32), of((rows,), np.int32), of((rows,), bool)
+        shapes = of((2048, 16), np.float32), of((2048,), np.int32), queue
+        return quick_jit(loss).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_with(8192) > 2048 * 8192 * 4
+    assert bytes_with(32768) < 256 * 2**20 / 4
+
+
+def test_auto_knows_that_float64_is_twice_as_large(x64):
+    """Rows of which the similarities take 144 MiB in float32, 288 MiB in float64."""
+
+    def has_matrix(dtype):
+        features = jax.ShapeDtypeStruct((6144, 4), dtype)
+        program = jax.jit(lambda x: supcon_loss(x, block_size="auto")).lower(features).as_text()
+        return "tensor<6144x6144x" in program
+
+    assert has_matrix(np.float32) and not has_matrix(np.float64)
+
+
 def test_ring_never_gathers_features(mesh_of):
     step = jax.shard_map(
         lambda x, y: supcon_loss(x, y, axis_name="data", exchange="ring"),
@@ -377,10 +487,18 @@ def test_ring_never_gathers_features(mesh_of):
         (dict(mask=np.ones((4, 3))), r"mask must be .* \(4, 4\), got \(4, 3\)"),
         (dict(exchange="tree"), "exchange must be one of 'gather', 'ring', got 'tree'"),
         (dict(block_size=0), "block_size must be a positive number, 'auto' or None, got 0"),
+        (dict(block_size=True), "block_size must be .* got True"),
+        (dict(block_size=2.5), r"block_size must be .* got 2\.5"),
+        (dict(block_size="all"), "block_size must be .* got all"),
+        (dict(positives_cap=2.5), r"positives_cap must be .* got 2\.5"),
         (dict(exchange="ring"), "exchange='ring' needs the axis_name of the devices"),
         (
             dict(queue=(np.ones((5, 2)), np.zeros(5, int), np.ones(5, bool))),
             r"queue must be features \[queue, 3\], .* got \(5, 2\), \(5,\) and \(5,\)",
+        ),
+        (
+            dict(queue=(np.ones((1, 3)), np.array([2**32]), np.ones(1, bool))),
+            "labels of the queue must fit into int32, got 4294967296 to 4294967296: recode",
         ),
         (
             dict(queue=(np.ones((5, 3)), np.zeros(5, int), np.ones(5, bool)), positives_cap=2),

@@ -144,6 +144,19 @@ def test_triplet_without_positives_or_negatives_is_0(classes):
     np.testing.assert_array_equal(gradient, 0)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        n_pairs_loss,
+        triplet_loss,
+        lambda x, labels: large_margin_softmax(x, jnp.ones((5, 3)), labels),
+    ],
+)
+def test_losses_of_classes_refuse_no_labels(loss, unchecked):
+    with pytest.raises(ValueError, match=r"labels must be integers of shape \(4,\), got None"):
+        loss(jnp.ones((4, 3)), None)
+
+
 # Large-margin softmax.
 
 
@@ -202,6 +215,7 @@ def test_large_margin_is_finite_at_every_angle_and_length():
         ((4, 3), (5, 2), 2, r"\[batch, dim\] and \[classes, dim\], got \(4, 3\) and \(5, 2\)"),
         ((4, 2, 3), (5, 3), 2, r"got \(4, 2, 3\) and \(5, 3\)"),
         ((4, 3), (5, 3), 0, "margin must be a positive integer, got 0"),
+        ((4, 3), (5, 3), True, "margin must be a positive integer, got True"),
         ((4, 3), (5, 3), 1.5, r"margin must be a positive integer, got 1\.5"),
     ],
 )

@@ -139,6 +139,27 @@ def test_without_margin_or_hardness_they_are_supcon(block_size, problem):
         np.testing.assert_allclose(soft, plain, rtol=1e-12)
 
 
+def test_gradient_of_a_gradient_in_blocks(problem):
+    """The weights of the negatives stand still there too."""
+    features, arguments, direction = problem
+
+    def second_order(features, block_size):
+        def slope(features):
+            gradient = jax.grad(lambda x: (losses_of(x) @ direction).sum())(features)
+            return (gradient * features).sum()
+
+        def losses_of(features):
+            labels = jnp.asarray(arguments["labels"]["labels"])
+            return every_variant(features, 0.2, dict(labels=labels), block_size=block_size)
+
+        return jax.grad(slope)(features)
+
+    dense, blocks = (
+        quick_jit(functools.partial(second_order, block_size=size))(features) for size in (None, 3)
+    )
+    np.testing.assert_allclose(blocks, dense, rtol=0, atol=1e-11 * np.abs(dense).max())
+
+
 def test_floor_of_the_margin_is_minus_epsilon():
     labels = jnp.array([0, 0, 1, 1, 2, 2])
     features = jnp.eye(3)[labels]
@@ -167,7 +188,18 @@ def test_hard_negatives_push_more():
 @pytest.mark.parametrize(
     ("loss", "name"), [(epsilon_sup_infonce_loss, "epsilon"), (hard_negative_loss, "beta")]
 )
-@pytest.mark.parametrize("value", [-0.1, np.nan, np.inf, "much"])
+@pytest.mark.parametrize("value", [-0.1, np.nan, np.inf, "much", True])
 def test_wrong_strengths_are_refused(loss, name, value, unchecked):
-    with pytest.raises(ValueError, match=f"{name} must be a number >= 0, got {value}"):
+    with pytest.raises(ValueError, match=f"{name} must be a number >= 0, got {value!r}"):
         loss(jnp.ones((4, 2, 3)), **{name: value})
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_strengths_may_be_numbers_of_numpy(number, block_size, unchecked):
+    features, labels = jnp.eye(6, dtype=jnp.float32), jnp.array([0, 0, 1, 1, 2, 2])
+    for loss, name in ((epsilon_sup_infonce_loss, "epsilon"), (hard_negative_loss, "beta")):
+        losses = loss(features, labels, block_size=block_size, **{name: number(1)})
+        expected = loss(features, labels, **{name: 1.0})
+        assert losses.dtype == jnp.float32
+        np.testing.assert_allclose(losses, expected, rtol=1e-6)
