@@ -706,6 +706,13 @@ def test_what_is_the_same_on_all_devices_is_refused(mesh_of, specs):
         ((4, 3), None, {"temperature": -0.1}, r"temperature must be positive, got -0\.1"),
         ((4, 3), None, {"temperature": np.nan}, r"temperature must be positive, got nan"),
         ((4, 3), None, {"temperature": jnp.array(0.0)}, r"temperature must be positive, got 0\.0"),
+        ((4, 3), None, {"temperature": [0.1]}, r"temperature must be one number, got shape \(1,\)"),
+        (
+            (4, 3),
+            np.array([0, 1, 2**32, 2**32 + 1]),
+            {},
+            r"labels must fit into int32, got 0 to 4294967297: recode them by np\.unique",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(loss, features, labels, options, message, unchecked):
@@ -717,6 +724,25 @@ def test_wrong_arguments_are_refused(loss, features, labels, options, message, u
 def test_integer_features_are_refused(function, unchecked):
     with pytest.raises(ValueError, match="features must be floating point, got int32"):
         function(np.ones((4, 2, 3), np.int32))
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_lists_and_numbers_of_numpy_are_taken(block_size, unchecked):
+    features, labels = random_features(0, 4, 2, 3).astype(np.float32), [0, 1, 0, 2]
+    size = None if block_size is None else np.int64(block_size)
+    expected = supcon_loss(jnp.asarray(features), jnp.array(labels), positives_cap=2)
+    options = dict(temperature=np.float32(0.1), positives_cap=np.int64(2), block_size=size)
+    losses = supcon_loss(features.tolist(), labels, **options)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    mask = (np.array(labels)[:, None] == labels).astype(float)
+    masked = supcon_loss(features, mask=mask.tolist(), block_size=size)
+    np.testing.assert_allclose(masked, supcon_loss(features, labels), rtol=1e-5)
+
+
+def test_large_labels_are_taken_in_64_bits(x64):
+    features = jnp.asarray(random_features(0, 4, 3))
+    losses = supcon_loss(features, jnp.array([0, 1, 2**32, 0]))
+    np.testing.assert_array_equal(losses, supcon_loss(features, jnp.array([0, 1, 2, 0])))
 
 
 # l2_normalize.
@@ -757,3 +783,22 @@ def test_l2_normalize_of_zero():
 def test_l2_normalize_below_epsilon():
     np.testing.assert_allclose(l2_normalize(jnp.array([3e-8, 4e-8])), [0.03, 0.04], rtol=1e-5)
     np.testing.assert_allclose(l2_normalize(jnp.array([3.0, 4.0]), 100.0), [0.3, 0.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e37])
+def test_l2_normalize_of_huge_features(size):
+    x, upstream = jnp.array([3.0, -4.0]) * np.float32(size / 4), np.float32([1, 2])
+    np.testing.assert_allclose(l2_normalize(x), [0.6, -0.8], rtol=1e-6)
+    gradient = jax.grad(lambda x: l2_normalize(x) @ upstream)(x)
+    z, length = np.array([0.6, -0.8]), 1.25 * size
+    np.testing.assert_allclose(
+        gradient * size, (upstream - z * (z @ upstream)) * size / length, rtol=1e-5
+    )
+
+
+def test_l2_normalize_takes_lists_and_refuses_integers(unchecked):
+    np.testing.assert_allclose(l2_normalize([3.0, 4.0]), [0.6, 0.8], rtol=1e-6)
+    double = l2_normalize(np.array([3.0, 4.0]))  # without a warning, which would be an error here
+    assert double.dtype == jnp.float32
+    with pytest.raises(ValueError, match="x must be floating point, got int32"):
+        l2_normalize(jnp.array([1, 2, 3]))
