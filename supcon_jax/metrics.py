@@ -3,13 +3,12 @@
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from supcon_jax import losses
 from supcon_jax.losses.arguments import BlockSize
-from supcon_jax.losses.pairs import ContrastMode, DenominatorMode, Exchange
+from supcon_jax.losses.pairs import AxisName, ContrastMode, DenominatorMode, Exchange, axis_size
 
 PerExample = Float[Array, " b"]
 Metrics = dict[str, tuple[PerExample, PerExample]]  # name -> values and their weights
@@ -28,9 +27,12 @@ def contrastive_metrics(
     queue: Any,
     exchange: Exchange,
     block_size: BlockSize,
-    axis_name: str | None,
+    axis_name: AxisName | None,
 ) -> tuple[PerExample, Metrics]:
-    """Weights of the samples, 0 where there is no positive, and the metrics with theirs.
+    """Weights of the samples, 0 where there is nothing to compare, and the metrics with theirs.
+
+    A sample counts if it has a positive; in a triplet and with "only_negatives", whose denominator
+    would be empty, if it has a negative too.
 
     The metrics are `collapsed` (the loss of a collapsed encoder), `floor`, `excess` over it (not of
     a loss that was added, for which they are not known), `contrastive_accuracy` (in the batch; not
@@ -38,16 +40,21 @@ def contrastive_metrics(
     positive from another one), with a queue `queue_filled`. The arguments are those of
     `objectives.contrastive`.
     """
+    batch, views, _ = outputs.shape
     count = partial(losses.num_positives, outputs, labels, queue=queue, axis_name=axis_name)
-    positives, same = count(positives_cap=positives_cap), count()
-    weights = (positives > 0).astype(values.dtype)
+    same = count()
+    positives = same if positives_cap is None else count(positives_cap=positives_cap)
+    everything = axis_size(axis_name) * batch * views - 1 + (0 if queue is None else queue[2].sum())
+    negatives = everything - same
+    counts = positives > 0
+    if loss == "triplet" or denominator_mode == "only_negatives":
+        counts &= negatives > 0
+    weights = counts.astype(values.dtype)
     metrics: dict[str, PerExample] = {}
     if loss == "triplet":  # a hinge: 0 at best, and its margin where all distances are 0
         metrics = {"collapsed": jnp.full_like(values, 2 * temperature), "excess": values}
     elif loss in ("supcon", "supcon_in"):
-        devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-        others = devices * outputs.shape[0] * outputs.shape[1] - 1 - (same - positives)
-        others = others if queue is None else others + queue[2].sum()
+        others = positives + negatives
         metrics = {"collapsed": losses.uniform_value(positives, others, denominator_mode)}
         if denominator_mode != "only_negatives":  # which has no floor
             metrics["floor"] = losses.floor(positives, denominator_mode)
@@ -64,6 +71,6 @@ def contrastive_metrics(
     if queue is not None:
         weighted["queue_filled"] = (jnp.full_like(weights, queue[2].mean()), jnp.ones_like(weights))
     if labels is not None:
-        lonely = (same == outputs.shape[1] - 1).astype(values.dtype)
+        lonely = (same == views - 1).astype(values.dtype)
         weighted["lonely"] = (lonely, jnp.ones_like(lonely))
     return weights, weighted
