@@ -5,20 +5,23 @@ array as it was in memory, and of every file as it was when the checkpoint was c
 """
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from supcon_jax.parallel import agree, is_writer
+from supcon_jax.parallel import agree, is_writer, wait_for_all
 from supcon_jax.state import TrainState
+
+T = TypeVar("T")
 
 
 class Checkpoints:
@@ -30,10 +33,17 @@ class Checkpoints:
     Args:
       directory: folder of the stage.
       keep: how many of the last ones stay.
+      warn: takes a line about what is damaged and not needed, which is put aside.
+
+    Raises:
+      OSError: the folder cannot be read or written.
     """
 
-    def __init__(self, directory: Path, keep: int):
+    def __init__(self, directory: Path, keep: int, warn: Callable[[str], None] = print):
         self.directory = directory
+        if is_writer():
+            _put_damaged_aside(directory, warn)
+        wait_for_all(f"checked {directory}")
         self._last = _manager(directory / "last", max_to_keep=keep)
         self._best = _manager(
             directory / "best", max_to_keep=1, best_fn=lambda metrics: metrics["score"]
@@ -62,11 +72,7 @@ class Checkpoints:
         """The score of the best state so far."""
         self._best.wait_until_finished()  # its score is on disk only then
         step = self._best.best_step()
-        try:
-            metrics = None if step is None else self._best.metrics(step)
-            return metrics["score"] if metrics else float("-inf")
-        except Exception:  # noqa: BLE001  (Orbax raises many kinds; a damaged one is no rival)
-            return float("-inf")
+        return float("-inf") if step is None else self._best.metrics(step)["score"]
 
     def restore(self, like: TrainState, warn: Callable[[str], None] = print) -> TrainState | None:
         """The newest undamaged state, or None where there is none.
@@ -81,13 +87,10 @@ class Checkpoints:
         steps = sorted(self._last.all_steps(), reverse=True)
         for step in steps:
             try:
-                state, reason = _restore(self._last, step, like), ""
+                return _restore(self._last, step, like)
             except Exception as error:  # noqa: BLE001  (Orbax raises many kinds)
-                state, reason = None, _reason(error)
-            if agree(state is not None):
-                return state
-            where = self._last.directory / str(step)
-            warn(f"checkpoint {where} is not usable: {reason or 'damaged for another process'}")
+                where = self._last.directory / str(step)
+                warn(f"checkpoint {where} is not usable: {_reason(error)}")
         if steps:
             raise ValueError(
                 f"no usable checkpoint in {self._last.directory}, see above; remove the folder to "
@@ -194,11 +197,38 @@ def _payload(state: TrainState) -> ocp.args.Composite:
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
+    """In two parts, because processes that read arrays wait there for all others: what one of them
+    can find wrong alone is agreed on before.
+    """
+    saved = _together(lambda: _check(Path(manager.directory, str(step)), like))
+    return _together(lambda: _read(manager, step, like, saved))
+
+
+def _together(part: Callable[[], T]) -> T:
+    """What the part returns, where it raises in no process of the run; else all raise."""
+    try:
+        result, error = part(), None
+    except Exception as caught:  # noqa: BLE001  (Orbax raises many kinds)
+        result, error = None, caught
+    if not agree(error is None):
+        raise error or ValueError("damaged for another process")
+    return result  # type: ignore[return-value]
+
+
+def _check(checkpoint: Path, like: TrainState) -> dict[str, dict]:
+    """The descriptions of its leaves; raises ValueError if it is damaged or of another model."""
     if is_writer():
-        _check_files(Path(manager.directory, str(step)))
-    saved = manager.restore(step, args=ocp.args.Composite(leaves=ocp.args.JsonRestore())).leaves
+        _check_files(checkpoint)
+    saved = ocp.JsonCheckpointHandler().restore(checkpoint / "leaves")
     if differences := _differences(saved, leaves(like)):
         raise ValueError(f"it is of another model: {differences}")
+    return dict(saved)
+
+
+def _read(
+    manager: ocp.CheckpointManager, step: int, like: TrainState, saved: dict[str, dict]
+) -> TrainState:
+    """The arrays; raises ValueError if they are not as they were in memory."""
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     state = manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
@@ -229,10 +259,8 @@ def _differences(there: dict[str, dict], here: dict[str, dict]) -> str:
 
 
 CHECKSUMS = "checksums.json"
-LATER = (
-    "_CHECKPOINT_METADATA",
-    "commit_success.txt",
-)  # written after it, with nothing of the state
+NOTE = "_CHECKPOINT_METADATA"
+LATER = (NOTE, "commit_success.txt")  # written after it, with nothing of the state
 
 
 def _seal(directory: Path) -> None:
@@ -259,18 +287,48 @@ def _check_files(checkpoint: Path) -> None:
         raise ValueError(f"{len(damaged)} of its files are damaged, such as {damaged[0]}")
 
 
-def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
+def _put_damaged_aside(directory: Path, warn: Callable[[str], None]) -> None:
+    """Orbax reads the notes of all checkpoints, and the score of the best, before any is restored;
+    where it cannot, none is restored.
+    """
+    for checkpoint in [*_complete(directory / "last"), *_complete(directory / "best")]:
+        try:
+            ocp.metadata.get_step_metadata(checkpoint)
+        except Exception:  # noqa: BLE001  (Orbax raises many kinds)
+            (checkpoint / NOTE).unlink(missing_ok=True)  # nothing of the state is in it
+    for checkpoint in _complete(directory / "best"):
+        try:
+            _check_files(checkpoint)
+        except Exception as error:  # noqa: BLE001  (what is damaged can be JSON of any type)
+            aside = directory / f"best-{checkpoint.name}-damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+            warn(
+                f"checkpoint {checkpoint} is not usable: {_reason(error)}; it is put aside as "
+                f"{aside}, and the best from here on is kept"
+            )
+
+
+def _complete(directory: Path) -> list[Path]:
+    return [p for p in directory.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
+
+
+def _manager(directory: Path, **settings: Any) -> ocp.CheckpointManager:
     sealing = ocp.AsyncOptions(post_finalization_callback=lambda: _seal(directory))
     # Several processes meet at barriers; without names of their own, two managers that write at
     # the same time meet at each other's.
     names = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.name)
-    return ocp.CheckpointManager(
-        directory.absolute(),
-        options=ocp.CheckpointManagerOptions(
-            create=True,
-            cleanup_tmp_directories=True,
-            async_options=sealing,
-            multiprocessing_options=names,
-            **options,
-        ),
+    options = ocp.CheckpointManagerOptions(
+        create=True,
+        cleanup_tmp_directories=True,
+        async_options=sealing,
+        multiprocessing_options=names,
+        **settings,
     )
+    try:
+        return ocp.CheckpointManager(directory.absolute(), options=options)
+    except Exception as error:  # (Orbax raises many kinds)
+        raise OSError(
+            f"cannot open the checkpoints in {directory}: {_reason(error)}. Repair the folder, or "
+            "remove it to start again"
+        ) from error

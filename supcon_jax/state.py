@@ -155,10 +155,15 @@ def _check_same(expected: PyTree, found: PyTree) -> None:
         flat, _ = jax.tree_util.tree_flatten_with_path(tree)
         return {(jax.tree_util.keystr(path), leaf.shape) for path, leaf in flat}
 
-    differing = sorted(shapes(expected) ^ shapes(found))
-    if differing:
-        names = ", ".join(f"{name} {shape}" for name, shape in differing[:4])
+    here, there = shapes(expected), shapes(found)
+    sides = (("in that encoder", there - here), ("in this model", here - there))
+    differences = [
+        f"{len(only)} parameters only {where}, such as "
+        + ", ".join(f"{name} {shape}" for name, shape in sorted(only)[:2])
+        for where, only in sides
+        if only
+    ]
+    if differences:
         raise ValueError(
-            f"the encoder to start from does not fit this model: {len(differing)} parameters "
-            f"differ, such as {names}"
+            f"the encoder to start from does not fit this model: {'; '.join(differences)}"
         )

@@ -5,6 +5,7 @@ import gc
 import json
 import math
 import random
+import shutil
 import sys
 from contextlib import closing
 
@@ -106,6 +107,7 @@ def saved(tmp_path_factory):
     state = stages.create(stage, config, mesh, None)
     with closing(Checkpoints(folder, keep=1)) as checkpoints:
         checkpoints.save(state)
+        checkpoints.offer(state, 0.5)
     return folder, state
 
 
@@ -135,10 +137,12 @@ def damage(rng, data):
     return damaged if damaged != data else data + b"\0"
 
 
-def damaged(folder, rng):
-    """The files of a checkpoint, one of them damaged; they are whole again after."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in LATER)
-    file = rng.choice(files)
+def damaged(folder, rng, later=False):
+    """A file of a checkpoint with a damage (or of the notes that are written later), and what it
+    held before.
+    """
+    files = (p for p in folder.rglob("*") if p.is_file() and (p.name in LATER) == later)
+    file = rng.choice(sorted(files))
     data = file.read_bytes()
     file.write_bytes(damage(rng, data))
     return file, data
@@ -156,6 +160,25 @@ def test_damaged_checkpoints_are_refused(saved):
         assert len(said) == 1 and "\n" not in said[0]
         file.write_bytes(data)
     assert leaves(restored_from(folder, like)[0]) == leaves(like)
+
+
+@pytest.mark.slow
+def test_damaged_notes_and_scores_are_not_needed(saved, tmp_path):
+    """300 damages of the notes that are written last, 300 of files of the best: the newest state is
+    restored, and the best put aside if need be.
+    """
+    (folder, like), rng, aside = saved, random.Random(5), 0
+    expected = leaves(like)
+    for number in range(600):
+        copy = tmp_path / "copy"
+        shutil.copytree(folder, copy)
+        of_best = number % 2 == 1
+        file, _ = damaged(copy / ("best" if of_best else "last") / "0", rng, later=not of_best)
+        restored, said = restored_from(copy, like)
+        assert leaves(restored) == expected and not said, file
+        aside += (copy / "best-0-damaged").is_dir()
+        shutil.rmtree(copy)
+    assert aside == 300
 
 
 @pytest.mark.slow
