@@ -6,7 +6,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,39 +33,76 @@ class Logs:
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """One line; keys that begin with "time/" are times and rates, the others repeat exactly."""
-        self._file.write(json.dumps({"stage": stage, "step": step, **metrics}) + "\n")
-        if self._writer is not None:
-            self._writer.write_scalars(step, {f"{stage}/{k}": v for k, v in metrics.items()})
+        with self._writing():
+            self._file.write(json.dumps({"stage": stage, "step": step, **metrics}) + "\n")
+            if self._writer is not None:
+                self._writer.write_scalars(step, {f"{stage}/{k}": v for k, v in metrics.items()})
 
     def flush(self) -> None:
-        """Everything written so far is on disk."""
-        self._file.flush()
-        if self.writes:
-            os.fsync(self._file.fileno())
+        """Everything written so far is on disk.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        with self._writing():
+            self._file.flush()
+            if self.writes:
+                os.fsync(self._file.fileno())
 
     def scores_at(self, stage: str, step: int) -> dict[str, float]:
         """The held-out scores that a stage wrote at a step, if it looked then."""
+        metrics = self._metrics_at(stage, step)
+        return {name: value for name, value in metrics.items() if name.startswith("heldout/")}
+
+    def _metrics_at(self, stage: str, step: int) -> dict[str, float]:
         found = (r for r in read_metrics(self.workdir) if (r["stage"], r["step"]) == (stage, step))
-        return {k: v for record in found for k, v in record.items() if k.startswith("heldout/")}
+        return {k: v for record in found for k, v in record.items() if k not in ("stage", "step")}
 
     def cut(self, stage: str, after: int) -> None:
-        """Forget what a stage wrote after a step: a resumed run writes it again."""
+        """Forget what a stage wrote after a step: a resumed run writes it again.
+
+        What is left of it comes to the end of the file, so that what it writes again follows on it,
+        and a later stage, which is cut in its turn, on that.
+        """
         if not self.writes:
             return
-        self._file.close()
-        kept = [
-            line
-            for line, record in _records(self.path)
-            if record["stage"] != stage or record["step"] <= after
-        ]
-        write_whole(self.path, "".join(kept))
-        self._file = self.path.open("a")
+        with self._writing():
+            self._file.close()
+            records = _records(self.path)
+            others = [line for line, record in records if record["stage"] != stage]
+            own = [line for line, r in records if r["stage"] == stage and r["step"] <= after]
+            write_whole(self.path, "".join(others + own))
+            self._file = self.path.open("a")
+
+    def complete(self, stage: str, step: int, scores: Mapping[str, float]) -> None:
+        """Add held-out scores to the newest record of a stage, which was stopped before it looked.
+
+        Args:
+          stage: its records are at the end of the file, see `cut`.
+          step: of the record.
+          scores: to add.
+        """
+        metrics = self._metrics_at(stage, step)
+        self.cut(stage, after=step - 1)
+        self.write(stage, step, {**metrics, **scores})
+        self.flush()
 
     def close(self) -> None:
-        self._file.close()
-        if self._writer is not None:
-            self._writer.flush()
-            self._writer.close()
+        with self._writing():
+            self._file.close()
+            if self._writer is not None:
+                self._writer.flush()
+                self._writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"cannot write the metrics to {self.workdir}: {error.strerror}. Make room, and the "
+                "same command goes on from the last checkpoint"
+            ) from error
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -81,7 +119,7 @@ def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
         try:
             record = json.loads(line)
             record["stage"], record["step"] = str(record["stage"]), int(record["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):  # the last of Infinity
             raise ValueError(
                 f"line {number} of {path} is damaged: repair or remove that line, then start again"
             ) from None
@@ -235,7 +273,7 @@ class Recorder:
             self._times["time/compile_s"] = time.perf_counter() - self._since
             self.resume()
         elif self._pending and self._pending[-1][0] % self._every == 0:
-            self._fetch({})
+            self._fetch(None)
         self._pending.append((step, metrics))
         self._progress.move(step)
 
@@ -254,8 +292,12 @@ class Recorder:
         """Start the clock again."""
         self._since = time.perf_counter()
 
-    def catch_up(self, scores: Mapping[str, float]) -> None:
-        """Write everything up to the newest step, with held-out scores in its record if any.
+    def catch_up(self, scores: Mapping[str, float] | None) -> None:
+        """Write everything up to the newest step.
+
+        Args:
+          scores: held-out scores for its record; empty if the run stops before it looks, and then
+            the record waits for them; None where no look is due.
 
         Raises:
           FloatingPointError: a loss or gradient was not finite.
@@ -272,17 +314,17 @@ class Recorder:
     def close(self) -> None:
         self._progress.close()
 
-    def _fetch(self, scores: Mapping[str, float]) -> None:
+    def _fetch(self, scores: Mapping[str, float] | None) -> None:
         pending, self._pending = jax.device_get(self._pending), []
         for step, metrics in pending:
             values = {name: float(value) for name, value in metrics.items()}
             self._check(step, values)
             last, measured = step == pending[-1][0], step % self._every == 0
-            if measured or step == self._total or (last and scores):
+            if measured or step == self._total or (last and scores is not None):
                 if not measured:  # then the objective's own metrics were not computed
                     values = {name: values[name] for name in ("loss", "grad_norm")}
                 values["learning_rate"] = float(self._schedule(step - 1))
-                self._tell(step, values | (dict(scores) if last else {}) | self._time(step))
+                self._tell(step, values | (dict(scores or {}) if last else {}) | self._time(step))
             if measured:
                 self._advice.see(step, values)
 

@@ -22,7 +22,7 @@ Started again with the same command, a run goes on from its last checkpoint.
 import sys
 import textwrap
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from supcon_jax.checkpoints import Checkpoints
 from supcon_jax.data import pipeline
 from supcon_jax.evaluation.embed import Embedded, embed, knn_accuracy, top_k_accuracy
 from supcon_jax.fitting import fit_to_images
-from supcon_jax.interruption import Interruptions
+from supcon_jax.interruption import Interruptions, Stopped
 from supcon_jax.logs import Logs, Recorder, read_metrics, warn
 from supcon_jax.profiling import Traced
 from supcon_jax.stages import Data, Stage, batches, build_stage, check_batch, create, open_data
@@ -167,15 +167,25 @@ def run_stage(
 ) -> TrainState:
     """The training loop: from the newest checkpoint, or from `state`, to the last step."""
     folder = logs.workdir / "checkpoints" / stage.name
-    checkpoints = Checkpoints(folder, config.checkpoint.keep)
-    with closing(checkpoints):
+    checkpoints = Checkpoints(folder, config.checkpoint.keep, warn)
+    heeding = replace(stage, eval_step=interruptions.heeding(stage.eval_step))
+    look = partial(heldout_scores, heeding, config=config, data=data, mesh=mesh)
+
+    def looks_at(step: int) -> bool:
+        return data.heldout.size > 0 and _due(step, config.evaluation.every_epochs, stage)
+
+    with interruptions.waiting(), closing(checkpoints):
         restored = checkpoints.restore(state, warn=warn)
         state = state if restored is None else restored
         start = int(state.step)
         checkpoints.discard_after(start)
         logs.cut(stage.name, after=-1 if restored is None else start)
-        if restored is not None:  # a run can have ended between writing a step and its best copy
-            offer(checkpoints, state, logs.scores_at(stage.name, start))
+        if restored is not None:  # a run can have ended between saving a step and the rest of it
+            found = logs.scores_at(stage.name, start)
+            if looks_at(start) and not found:
+                found = look(state)
+                logs.complete(stage.name, start, found)
+            offer(checkpoints, state, found)
         queue = pipeline.prefetch(batches(stage, start, config, data.train, mesh))
         recorder = Recorder(
             stage.name,
@@ -188,19 +198,22 @@ def run_stage(
             logs=logs,
             checkpoints=folder,
         )
-        look = partial(heldout_scores, stage, config=config, data=data, mesh=mesh)
-        with closing(recorder), closing(queue), interruptions.waiting():
+        with closing(recorder), closing(queue):
             recorder.start(look(state) if restored is None else {})
             for step in range(start + 1, stage.steps + 1):
                 state, metrics = stage.train_step(state, next(queue))
                 recorder.add(step, metrics)
                 stops = interruptions.asked(step)
-                looks = _due(step, config.evaluation.every_epochs, stage)
+                looks = looks_at(step)
                 saves = _due(step, config.checkpoint.every_epochs, stage) or step == stage.steps
                 if looks or saves or stops:
                     recorder.pause()  # raises if a loss is not finite: nothing is saved
-                    found = look(state) if looks else {}
-                    recorder.catch_up(found)
+                    found = {}
+                    if looks and not stops:
+                        with suppress(Stopped):  # the run that goes on looks in its place
+                            found = look(state)
+                        stops = not found
+                    recorder.catch_up(found if looks else None)
                     if saves or stops:
                         checkpoints.save(state)
                     offer(checkpoints, state, found)

@@ -1,7 +1,9 @@
 """Runs that are killed, stopped, moved to other processes, or find their files damaged."""
 
 import gc
+import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -9,8 +11,9 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,8 +22,9 @@ import pytest
 
 from supcon_jax import config as configuration
 from supcon_jax import parallel, stages
-from supcon_jax.checkpoints import LATER, Checkpoints, leaves
+from supcon_jax.checkpoints import LATER, NOTE, Checkpoints, leaves, load
 from supcon_jax.logs import read_metrics
+from supcon_jax.state import TrainState, from_variables
 
 TRAINER = Path(__file__).with_name("trainer.py")
 SMALL = {  # short and thin: 10 steps of pre-training, 5 of the linear stage
@@ -82,13 +86,16 @@ def arrays(workdir, stage, kind="last"):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
 
 
+def results_of(workdir):
+    """All but the commit: one can be made while the tests run."""
+    results = json.loads((workdir / "results.json").read_text())
+    return {name: value for name, value in results.items() if name != "commit"}
+
+
 def assert_same_run(workdir, other):
     """Metrics, results and all arrays, bit for bit."""
-    import json
-
     assert without_times(read_metrics(workdir)) == without_times(read_metrics(other))
-    results = [json.loads((folder / "results.json").read_text()) for folder in (workdir, other)]
-    assert without_times(results[0]) == without_times(results[1])
+    assert without_times(results_of(workdir)) == without_times(results_of(other))
     for stage in ("supcon", "linear"):
         for kind in ("last", "best"):
             actual, expected = (arrays(folder, stage, kind) for folder in (workdir, other))
@@ -112,6 +119,7 @@ KILLS = [  # in the order in which a run that is started again each time comes t
     "step:1",
     "step:4",
     "save:1",  # step 5, nothing saved yet
+    "sealing:1",
     f"writing:1:{RANDOM.randrange(1, 40)}",
     f"writing:1:{RANDOM.randrange(40, 200)}",
     "offer:1",
@@ -130,6 +138,8 @@ KILLS = [  # in the order in which a run that is started again each time comes t
     "save:3",
     "close:2",
     "evaluation:1",
+    "evaluation:2",  # the test images are embedded
+    "scored:1",
     "results:2",  # after config.json
     "pictures:1",
 ]
@@ -137,13 +147,14 @@ KILLS = [  # in the order in which a run that is started again each time comes t
 
 @pytest.mark.slow
 def test_killed_run_ends_in_the_same_bits(whole, tmp_path):
-    killed = 0
+    killed = in_a_write = 0
     for kill in KILLS:
         process = start(tmp_path, *LONGER, "--die", kill)
         out = process.communicate(timeout=300)[0]
         assert process.returncode in (0, -signal.SIGKILL), out
         killed += process.returncode == -signal.SIGKILL
-    assert killed >= 20
+        in_a_write += any(tmp_path.rglob("*.orbax-checkpoint-tmp"))
+    assert killed >= 20 and in_a_write >= 1
     run(tmp_path, *LONGER)
     assert_same_run(tmp_path, whole)
 
@@ -168,6 +179,35 @@ def test_signal_saves_and_says_how_to_go_on(whole, tmp_path, number):
     assert f"stopped by {number.name} at step " in line and line.endswith(ON_THE_WAY)
     step = int(line.split("at step ")[1].split()[0])
     assert (tmp_path / "checkpoints" / "supcon" / "last" / str(step)).is_dir()
+
+
+@pytest.mark.slow
+def test_sigterm_does_not_wait_for_a_compiler(tmp_path):
+    """The first step stays outside of Python, where no handler runs."""
+    process = start(tmp_path, "--block")
+    process.stdout.readline()  # the scores before the first step
+    process.send_signal(signal.SIGTERM)
+    try:
+        out = process.communicate(timeout=30)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert out.splitlines()[-1] == f"stopped by SIGTERM; {ON_THE_WAY}"
+
+
+@pytest.mark.slow
+def test_looks_that_a_signal_breaks_off_are_made_up_for(whole, tmp_path):
+    """In a look after step 5, then in step 10, after which one is due."""
+    for point, step in (("look:2", 5), ("step:5", 10)):
+        out = run(tmp_path, *LONGER, "--term", point, status=128 + signal.SIGTERM)
+        line = f"stopped by SIGTERM at step {step} of 20 of stage supcon; {ON_THE_WAY}"
+        assert out.splitlines()[-1] == line
+        assert not any("heldout/knn" in r for r in read_metrics(tmp_path) if r["step"] == step)
+        assert (tmp_path / "checkpoints" / "supcon" / "last" / str(step)).is_dir()
+    out = run(tmp_path, *LONGER, "--term", "evaluation:1", status=128 + signal.SIGTERM)
+    assert out.splitlines()[-1] == f"stopped by SIGTERM; {ON_THE_WAY}"
+    run(tmp_path, *LONGER)
+    assert_same_run(tmp_path, whole)
 
 
 def free_port():
@@ -206,6 +246,7 @@ def assert_close_run(workdir, other):
             np.testing.assert_allclose(record["loss"], same["loss"], rtol=1e-8)
         if "heldout/knn" in same:
             assert record["heldout/knn"] == same["heldout/knn"]
+    assert results_of(workdir)["test"] == results_of(other)["test"]
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +271,10 @@ def test_processes_stop_together(tmp_path):
     address = f"127.0.0.1:{free_port()}"
     both = [start_process(tmp_path, address, 2, index, ENDLESS) for index in range(2)]
     wait_for_metrics(both[0], tmp_path)
+    since = time.perf_counter()
     both[1].send_signal(signal.SIGTERM)
     first, second = (finish(process, 128 + signal.SIGTERM) for process in both)
+    assert time.perf_counter() - since < 30
     line = next(line for line in first.splitlines() if "stopped by SIGTERM" in line)
     step = int(line.split("at step ")[1].split()[0])
     assert (tmp_path / "checkpoints" / "supcon" / "last" / str(step)).is_dir()
@@ -249,6 +292,17 @@ def test_death_of_one_process_ends_the_others(single, tmp_path):
     assert left.returncode != 0
     assert (workdir / "checkpoints" / "supcon" / "last" / "5").is_dir()
     run_processes(workdir, 2, "--float64")
+    assert_close_run(workdir, single)
+
+
+@pytest.mark.slow
+def test_processes_pass_over_a_damaged_checkpoint_together(single, tmp_path):
+    """Process 0 alone compares the files."""
+    workdir = tmp_path / "run"
+    shutil.copytree(single, workdir)
+    cut_largest_file(workdir / "checkpoints" / "supcon" / "last" / "10")
+    printed = run_processes(workdir, 2, "--float64")
+    assert "last/10 is not usable: 1 of its files are damaged" in printed[0]
     assert_close_run(workdir, single)
 
 
@@ -273,17 +327,50 @@ def test_second_run_in_a_workdir_is_refused(whole, tmp_path):
     first.communicate()
 
 
+@contextmanager
+def mounted(folder, options):
+    """A file system of its own in a folder, or None where the tests may not mount one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+    may = shutil.which("mount") and subprocess.run(mount, capture_output=True).returncode == 0
+    try:
+        yield folder if may else None
+    finally:
+        if may:
+            subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+def test_folder_that_is_read_only_is_told(tmp_path):
+    """Root may write in spite of permissions, so that it needs a file system."""
+    folder, reason = tmp_path / "disk", "Read-only file system"
+    with mounted(folder, "ro") as disk:
+        if disk is None and os.geteuid() == 0:
+            pytest.skip("root may not mount here")
+        if disk is None:
+            folder.chmod(0o500)
+            reason = "Permission denied"
+        out = run(folder / "run", status=1)
+    assert out.splitlines() == [f"error: cannot write to the workdir {folder}/run: {reason}"]
+
+
 @pytest.mark.slow
 def test_disk_that_is_full_leaves_the_earlier_checkpoint(whole, tmp_path):
-    """Writes to a checkpoint's larger files fail from the second one on, as on a full disk."""
-    out = run(tmp_path, *LONGER, "--full", "2", status=1)
-    (line,) = [line for line in out.splitlines() if line.startswith("error: ")]
-    assert f"cannot write a checkpoint to {tmp_path}/checkpoints/supcon: " in line
-    assert line.endswith("make room, and the same command goes on from the newest of them")
-    kept = (tmp_path / "checkpoints/supcon/last").iterdir()
-    assert {p.name for p in kept if p.name.isdigit()} == {"5"}
-    run(tmp_path, *LONGER)
-    assert_same_run(tmp_path, whole)
+    """It has room for some checkpoints; where none can be mounted, writes to larger files fail from
+    the second checkpoint on.
+    """
+    workdir = tmp_path / "disk" / "run"
+    with mounted(tmp_path / "disk", "size=1200k") as disk:
+        out = run(workdir, *LONGER, *(() if disk else ("--full", "2")), status=1)
+        (line,) = [line for line in out.splitlines() if line.startswith("error: ")]
+        assert line.startswith("error: cannot write ") and f" to {workdir}" in line
+        assert "ake room, and the same command goes on from the " in line
+        kept = (workdir / "checkpoints/supcon/last").iterdir()
+        assert {p.name for p in kept if p.name.isdigit()} == {"5"}
+        if disk:
+            subprocess.run(["mount", "-o", "remount,size=100M", disk], check=True)
+        run(workdir, *LONGER)
+        assert_same_run(workdir, whole)
 
 
 @pytest.mark.slow
@@ -294,6 +381,43 @@ def test_too_little_memory_is_told_in_one_line(tmp_path):
     assert out.splitlines()[-1].startswith("error: RESOURCE_EXHAUSTED: Out of memory allocating ")
     assert "--plan --memory_gb=GB tells what fits" in out.splitlines()[-1]
     assert "Traceback" not in out
+
+
+@pytest.mark.slow
+def test_warm_cache_has_all_programs(tmp_path, monkeypatch):
+    """A run that goes on compiles nothing that the first one has compiled."""
+    cache = tmp_path / "programs"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+    def programs():
+        return {p.name for p in cache.iterdir() if p.name.startswith("jit_train_step")}
+
+    run(tmp_path / "run", "--die", "step:7", status=-signal.SIGKILL)
+    first = programs()
+    run(tmp_path / "run", "--die", "stage:2", status=-signal.SIGKILL)
+    assert first and programs() == first
+
+
+def cut_largest_file(checkpoint):
+    file = max(files_of(checkpoint), key=lambda p: p.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.slow
+def test_damages_of_a_finished_run_are_mended(whole, tmp_path):
+    """The newest checkpoint of the first stage is written again, its metrics in their places; that
+    of the best of the second is put aside.
+    """
+    workdir, best = tmp_path / "run", "checkpoints/linear/best"
+    shutil.copytree(whole, workdir)
+    cut_largest_file(workdir / "checkpoints" / "supcon" / "last" / "20")
+    (score,) = (workdir / best).glob("*/metrics/metrics")
+    score.write_text("{")
+    out = run(workdir, *LONGER)
+    assert "supcon/last/20 is not usable" in out and "linear/best/" in out
+    shutil.copytree(whole / best, workdir / best, dirs_exist_ok=True)
+    assert_same_run(workdir, whole)
 
 
 @pytest.fixture(scope="module")
@@ -373,3 +497,113 @@ def test_damaged_files_are_noticed(whole, tmp_path, first_stage):
             shutil.rmtree(copy)
     gc.collect()
     assert len(names) * len(damages) > 40
+
+
+def tiny(step, **changes):
+    """A state that is saved in no time."""
+    arrays = {"kernel": jax.numpy.arange(6.0).reshape(2, 3) + step, "bias": jax.numpy.zeros(3)}
+    return TrainState(
+        step=jax.numpy.int32(step),
+        params={"encoder": {**arrays, **changes}},
+        frozen={},
+        batch_stats={},
+        opt_state={},
+        key=jax.random.key(step),
+    )
+
+
+@pytest.fixture
+def two_saved(tmp_path):
+    """A folder with the checkpoints 5 and 10, and 5 as the best."""
+    folder = tmp_path / "supcon"
+    with closing(Checkpoints(folder, keep=2)) as checkpoints:
+        for step, score in ((5, 0.75), (10, 0.5)):
+            checkpoints.save(tiny(step))
+            checkpoints.offer(tiny(step), score)
+    assert {p.name for p in folder.glob("*/*")} == {"5", "10"}
+    return folder
+
+
+SCORES = {
+    "garbage": b"\xff{",
+    "empty": b"",
+    "flipped": b'{"score": 0.74}',
+    "renamed": b'{"scoer": 0.75}',
+    "words": b'{"score": "a"}',
+    "nan": b'{"score": NaN}',
+}
+
+
+@pytest.mark.parametrize("content", SCORES.values(), ids=SCORES)
+def test_damaged_best_is_put_aside(two_saved, content):
+    said = []
+    (two_saved / "best" / "5" / "metrics" / "metrics").write_bytes(content)
+    with closing(Checkpoints(two_saved, keep=2, warn=said.append)) as checkpoints:
+        restored = checkpoints.restore(tiny(0), warn=said.append)
+        checkpoints.offer(restored, 0.5)
+    (line,) = said
+    assert line.startswith(f"checkpoint {two_saved}/best/5 is not usable: 1 of its files are dama")
+    assert f"put aside as {two_saved}/best-5-damaged" in line
+    assert leaves(restored) == leaves(tiny(10))
+    assert (two_saved / "best-5-damaged" / "state").is_dir()
+    assert [p.name for p in (two_saved / "best").iterdir()] == ["10"]
+
+
+NOTES = {
+    "garbage": b"\xff",
+    "empty": b"",
+    "list": b"[1]",
+    "number": b'{"item_handlers": 5}',
+    "nothing": b"{}",
+}
+
+
+@pytest.mark.parametrize("content", NOTES.values(), ids=NOTES)
+@pytest.mark.parametrize("place", ["last/10", "best/5"])
+def test_damaged_notes_are_not_needed(two_saved, place, content):
+    (two_saved / place / NOTE).write_bytes(content)
+    restored, said = restored_from(two_saved, tiny(0))
+    assert leaves(restored) == leaves(tiny(10)) and not said
+    assert (two_saved / "best" / "5").is_dir()
+
+
+def test_checkpoints_that_cannot_be_opened_are_named(tmp_path):
+    (tmp_path / "supcon").write_text("in the way")
+    with pytest.raises(OSError, match=f"^cannot open the checkpoints in {tmp_path}/supcon/last: "):
+        Checkpoints(tmp_path / "supcon", keep=1)
+
+
+def test_checkpoint_with_other_names_is_told_from_both_sides(two_saved):
+    renamed = tiny(0, weight=jax.numpy.zeros((2, 3)))
+    del renamed.params["encoder"]["kernel"]
+    said, checkpoints = [], Checkpoints(two_saved, keep=2)
+    with closing(checkpoints), pytest.raises(ValueError, match=f"no usable .* in {two_saved}/last"):
+        checkpoints.restore(renamed, warn=said.append)
+    there, here = (f".params['encoder']['{name}']" for name in ("kernel", "weight"))
+    reason = f"of another model: 1 only there, such as {there}; 1 only here, such as {here}"
+    assert [line.partition(" it is ")[2] for line in said] == [reason, reason]
+
+
+def test_encoder_with_other_names_is_told_from_both_sides(unchecked):
+    def fit(found):
+        variables = {"params": {"encoder": {"kernel": np.zeros((2, 3)), "bias": np.zeros(3)}}}
+        return from_variables(
+            SimpleNamespace(frozen=()), None, variables, None, {"params": found, "batch_stats": {}}
+        )
+
+    with pytest.raises(ValueError, match="does not fit this model") as refusal:
+        fit({"weight": np.zeros((2, 3)), "bias": np.zeros(3)})
+    assert "1 parameters only in that encoder, such as ['weight'] (2, 3)" in str(refusal.value)
+    assert "1 parameters only in this model, such as ['kernel'] (2, 3)" in str(refusal.value)
+
+
+def test_nothing_is_pickled(two_saved, monkeypatch):
+    """A pickle that is loaded can run anything."""
+    for file in files_of(two_saved):  # from protocol 2 on they begin so and end with a dot
+        data = file.read_bytes()
+        assert not (data[:1] == b"\x80" and data[-1:] == b"."), file
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, None)
+    restored, said = restored_from(two_saved, tiny(0))
+    assert leaves(restored) == leaves(tiny(10)) and not said
+    assert leaves(load(two_saved, 5, tiny(0))) == leaves(tiny(5))

@@ -23,8 +23,39 @@ def test_cut_forgets_later_steps_of_one_stage(tmp_path):
     log.cut("supcon", after=10)
     log.write("supcon", 15, {"loss": 5.0})
     log.close()
-    kept = [(r["stage"], r["step"]) for r in read_metrics(tmp_path)]
-    assert kept == [("supcon", 0), ("supcon", 10), ("linear", 10), ("supcon", 15)]
+    assert order_of(tmp_path) == [("linear", 10), ("supcon", 0), ("supcon", 10), ("supcon", 15)]
+
+
+def order_of(workdir):
+    return [(record["stage"], record["step"]) for record in read_metrics(workdir)]
+
+
+def test_earlier_stage_that_is_done_again_comes_before_the_later_one(tmp_path):
+    with closing(Logs(tmp_path)) as log:
+        for stage, step in (("supcon", 5), ("supcon", 10), ("linear", 5)):
+            log.write(stage, step, {"loss": 1.0 * step})
+        log.cut("supcon", after=5)
+        log.write("supcon", 10, {"loss": 10.0})
+        log.cut("linear", after=5)
+    assert order_of(tmp_path) == [("supcon", 5), ("supcon", 10), ("linear", 5)]
+
+
+def test_scores_come_to_the_record_of_a_step_that_was_stopped_before(tmp_path):
+    with closing(Logs(tmp_path)) as log:
+        log.write("supcon", 5, {"loss": 5.0, "grad_norm": 1.0})
+        log.cut("supcon", after=5)
+        log.complete("supcon", 5, {"heldout/knn": 0.5})
+        assert log.scores_at("supcon", 5) == {"heldout/knn": 0.5}
+    whole = {"stage": "supcon", "step": 5, "loss": 5.0, "grad_norm": 1.0, "heldout/knn": 0.5}
+    assert read_metrics(tmp_path) == [whole]
+
+
+@pytest.mark.parametrize("step", ["Infinity", "-Infinity", "NaN", "1e999", "null", '"five"'])
+def test_damaged_step_is_named_by_its_line(tmp_path, step):
+    lines = ['{"stage": "supcon", "step": 1}', f'{{"stage": "supcon", "step": {step}}}', ""]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"^line 2 of .*metrics\.jsonl is damaged: repair or "):
+        read_metrics(tmp_path)
 
 
 def test_half_a_line_at_the_end_is_ignored(tmp_path):
