@@ -1,48 +1,52 @@
 """What each field of a configuration may be: one line for what it may not."""
 
 import math
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, get_args
 
+import optax
 from ml_collections import ConfigDict
 
 from supcon_jax.config import STAGES, base, flatten, nearest
+from supcon_jax.data.augment import JITTER_FORMS
+from supcon_jax.data.policies import MIXES, POLICIES, make_policy
+from supcon_jax.data.randaugment import TABLES
 from supcon_jax.data.sources import SOURCES
-from supcon_jax.models import ENCODERS
+from supcon_jax.losses.pairs import ContrastMode, DenominatorMode, Exchange
+from supcon_jax.models import DEPTHS, ENCODERS
+from supcon_jax.models.heads import INITIALIZERS
+from supcon_jax.models.resnet import Shortcut, Stem
+from supcon_jax.models.vit import SIZES, Pool
 from supcon_jax.objectives import LOSSES
+from supcon_jax.optimizers import EXCLUDE, OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
 
-CHOICES: dict[str, Collection[Any]] = {
+CHOICES: dict[str, Collection[Any]] = {  # a dictionary: users may add to it
     "data.source": SOURCES,
     "data.channels": (1, 3),
     "data.on_error": ("error", "skip"),
     "model.name": ENCODERS,
-    "model.depth": (10, 18, 34, 50, 101, 152, 200),
-    "model.stem": ("cifar", "imagenet"),
-    "model.first_shortcut": ("projection", "identity"),
-    "model.size": ("ti", "s", "b"),
-    "model.pool": ("token", "mean"),
+    "model.depth": DEPTHS.keys(),
+    "model.stem": get_args(Stem),
+    "model.first_shortcut": get_args(Shortcut),
+    "model.size": SIZES.keys(),
+    "model.pool": get_args(Pool),
     "model.batch_norm": ("global", "local"),
     "model.dtype": ("float32", "bfloat16"),
     "objective.loss": LOSSES,
-    "objective.contrast_mode": ("all", "one"),
-    "objective.denominator_mode": ("all", "one_positive", "only_negatives"),
-    "objective.exchange": ("gather", "ring"),
+    "objective.contrast_mode": get_args(ContrastMode),
+    "objective.denominator_mode": get_args(DenominatorMode),
+    "objective.exchange": get_args(Exchange),
     "start_from": ("scratch", "previous"),
-    "optimizer.name": ("sgd", "nesterov", "lars", "rmsprop", "adamw"),
-    "optimizer.weight_decay_kind": ("l2", "decoupled", "lars"),
-    "optimizer.exclude": ("none", "norm", "norm_and_bias"),
-    "schedule.name": ("cosine", "exponential", "step", "constant"),
-    "augment.name": (
-        "crop_flip",
-        "sim_augment",
-        "auto_augment",
-        "rand_augment",
-        "stacked_rand_augment",
-    ),
-    "augment.jitter_form": ("torchvision", "tensorflow"),
-    "augment.table": ("imagenet", "cifar"),
-    "mix": ("none", "mixup", "cutmix"),
-    "head.kernel_init": ("lecun_normal", "glorot_uniform", "normal_0.01", "zeros"),
+    "optimizer.name": OPTIMIZERS.keys(),
+    "optimizer.exclude": EXCLUDE.keys(),
+    "schedule.name": SCHEDULES,
+    "augment.name": POLICIES.keys(),
+    "augment.jitter_form": JITTER_FORMS.keys(),
+    "augment.table": TABLES.keys(),
+    "mix": ("none", *MIXES),
+    "head.kernel_init": INITIALIZERS.keys(),
     "frozen": ((), ("encoder",)),
     **{f"{name}.objective.name": (base()[name].objective.name,) for name in STAGES},
     **{f"{name}.head.name": (base()[name].head.name,) for name in STAGES},
@@ -89,6 +93,7 @@ POSITIVE = (
     "loss_scale",
     "mix_alpha",
     "objective.temperature",
+    "schedule.decay_epochs",
 )
 TUPLES: dict[str, tuple[type, int, str]] = {  # type, length (0: any), and how a message calls it
     "stages": (str, 0, "names of stages, such as ('supcon', 'linear')"),
@@ -103,7 +108,7 @@ TUPLES: dict[str, tuple[type, int, str]] = {  # type, length (0: any), and how a
 
 
 def validate(config: ConfigDict) -> None:
-    """Check every value that has a fixed set of choices or a range.
+    """Check every value that has a fixed set of choices or a range, before any data is read.
 
     Raises:
       ValueError: one line with the field, what it may be, and what it is.
@@ -127,10 +132,12 @@ def validate(config: ConfigDict) -> None:
         values = data[field]
         _require(len(values) == data.channels, f"data.{field}", f"{data.channels} numbers", values)
     _require(len(config.stages) > 0, "stages", "one stage or more", config.stages)
+    different = len(set(config.stages)) == len(config.stages)
+    _require(different, "stages", "different stages, as each runs once", config.stages)
     for name in config.stages:
         if name not in STAGES:
             raise ValueError(f"config.stages: no stage {name!r}{nearest(name, STAGES)}")
-        _check_stage(name, config[name])
+        _check_stage(name, config[name], data.image_size)
     first = config.stages[0]
     given = config[first].start_from == "scratch" or bool(config.model.weights)
     expected = "scratch for the first stage, or config.model.weights the file of an encoder"
@@ -167,7 +174,7 @@ def _is_of(kind: type, value: Any) -> bool:
     return isinstance(value, kind)
 
 
-def _check_stage(name: str, stage: ConfigDict) -> None:
+def _check_stage(name: str, stage: ConfigDict, image_size: int) -> None:
     shorter = f"below config.{name}.epochs={stage.epochs:g}, such as {stage.epochs / 10:g}"
     _require(
         stage.warmup_epochs < stage.epochs, f"{name}.warmup_epochs", shorter, stage.warmup_epochs
@@ -177,21 +184,49 @@ def _check_stage(name: str, stage: ConfigDict) -> None:
     divides = parts > 0 and stage.batch_size % parts == 0
     _require(divides, f"{name}.micro_batches", expected, parts)
     _check_mix(name, stage)
+    _check_parts(name, stage, image_size)
     if stage.objective.name == "contrastive":
         _check_contrastive(name, stage)
     if stage.queue.size != 0:
         _check_queue(name, stage)
 
 
+def _check_parts(name: str, stage: ConfigDict, image_size: int) -> None:
+    """What makes the policy, the optimizer and the schedule refuses what they cannot be."""
+    with _within(f"{name}.augment"):
+        make_policy(size=image_size, **stage.augment)
+    with _within(f"{name}.optimizer"):
+        make_optimizer(schedule=optax.constant_schedule(0.0), **stage.optimizer)
+    options = stage.schedule.to_dict()
+    del options["decay_epochs"]  # of how many steps an epoch has, nothing is known yet
+    boundaries = options.pop("boundaries")
+    increasing = all(a < b for a, b in pairwise(boundaries)) and min(boundaries, default=0) >= 0
+    expected = "increasing epochs, 0 or more"
+    _require(increasing, f"{name}.schedule.boundaries", expected, boundaries)
+    with _within(f"{name}.schedule"):
+        make_schedule(steps=1, **options)
+
+
+@contextmanager
+def _within(part: str) -> Iterator[None]:
+    """Errors that begin with a field get the path to it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"config.{part}.{error}") from None
+
+
 def _check_contrastive(name: str, stage: ConfigDict) -> None:
     cap, expected = stage.objective.positives_cap, "-1 or a multiple of the views"
     multiple = cap == -1 or (cap >= 0 and cap % stage.views == 0)
     _require(multiple, f"{name}.objective.positives_cap", expected, cap)
+    others = stage.objective.use_labels and cap != 0
+    expected = "2 or more where other images are no positives (use_labels=False, positives_cap=0)"
+    _require(stage.views >= 2 or others, f"{name}.views", expected, stage.views)
     layers = stage.head.layers
     _require(min(layers, default=0) > 0, f"{name}.head.layers", "one size or more", layers)
     init = stage.head.kernel_init
     _require(init != "zeros", f"{name}.head.kernel_init", "other than zeros, which stay so", init)
-
     if stage.objective.loss == "triplet":
         _check_triplet(name, stage)
 

@@ -73,6 +73,24 @@ def test_unknown_recipe_names_the_nearest():
          "config.model.weights the file of an encoder; got 'previous'"),
         ("supcon.optimizer.name", "larz", "one of sgd, nesterov, lars, rmsprop, adamw; got 'larz'; "
          "did you mean 'lars'?"),
+        ("stages", ("supcon", "supcon"), "config.stages must be different stages, as each runs "
+         "once; got ('supcon', 'supcon')"),
+        ("supcon.augment.flip", 2.0, "config.supcon.augment.flip must be a probability from 0 to "
+         "1; got 2.0"),
+        ("linear.augment.magnitude", 20.0, "config.linear.augment.magnitude must be from 0 to 10; "
+         "got 20.0"),
+        ("supcon.optimizer.momentum", 2.0, "config.supcon.optimizer.momentum must be from 0 to "
+         "below 1; got 2.0"),
+        ("supcon.optimizer.weight_decay_kind", "lars", "config.supcon.optimizer.weight_decay_kind "
+         "of sgd must be l2 or decoupled; got 'lars'"),
+        ("supcon.schedule.final_ratio", 3.0, "config.supcon.schedule.final_ratio must be from 0 "
+         "to 1; got 3.0"),
+        ("supcon.schedule.warmup_start", 9.0, "config.supcon.schedule.warmup_start must be from 0 "
+         "to the peak 0.5; got 9.0"),
+        ("supcon.schedule.boundaries", (3, 1), "config.supcon.schedule.boundaries must be "
+         "increasing epochs, 0 or more; got (3, 1)"),
+        ("supcon.schedule.decay_epochs", 0.0, "config.supcon.schedule.decay_epochs must be "
+         "positive; got 0.0"),
         ("linear.schedule.name", "cos", "one of cosine, exponential, step, constant; got 'cos'"),
         ("supcon.augment.name", "randaugment", "did you mean 'rand_augment'?"),
         ("supcon.augment.table", "svhn", "must be one of imagenet, cifar; got 'svhn'"),
@@ -114,6 +132,26 @@ def test_wrong_values_beside_a_queue_are_refused(field, value, message):
     config.supcon.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=re.escape(message)):
         validate(config)
+
+
+@pytest.mark.parametrize(("recipe", "cap"), [("supcon", 0), ("simclr", -1)])
+def test_one_view_needs_positives_among_the_other_images(recipe, cap):
+    """Without any, a run would train on nothing, at loss 0."""
+    config = configuration.load(f"digits:{recipe}")
+    config[recipe].views, config[recipe].objective.positives_cap = 1, cap
+    message = f"config.{recipe}.views must be 2 or more where other images are no positives"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        validate(config)
+    config[recipe].views = 2
+    validate(config)
+
+
+@pytest.mark.parametrize("cap", [-1, 1])
+def test_one_view_with_labels_is_allowed(cap):
+    """N-pairs is one view and one positive."""
+    config = configuration.load("digits:supcon")
+    config.supcon.views, config.supcon.objective.positives_cap = 1, cap
+    validate(config)
 
 
 def test_unknown_fields_on_the_command_line_name_the_nearest():
