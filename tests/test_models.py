@@ -556,7 +556,7 @@ def test_make_head():
 def test_make_head_refuses_other_names():
     with pytest.raises(ValueError, match="head must be") as caught:
         make_head("linear", classes=10)
-    assert str(caught.value) == "head must be 'projection' or 'classifier', got 'linear'"
+    assert str(caught.value) == "head must be one of projection, classifier; got 'linear'"
 
 
 # Encoders by name.

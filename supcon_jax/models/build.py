@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 
 from supcon_jax.models.heads import INITIALIZERS, Classifier, MarginClassifier, Projection
-from supcon_jax.models.resnet import ResNet
+from supcon_jax.models.resnet import ResNet, check_choice
 from supcon_jax.models.vit import ViT
 
 # Values of `config.model.name`. Modules from images `[n, height, width, channels]` and `train` to
@@ -26,8 +26,7 @@ def make_encoder(name: str, **options: Any) -> nn.Module:
     Raises:
       ValueError: another name.
     """
-    if name not in ENCODERS:
-        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}; got {name!r}")
+    check_choice("encoder", name, ENCODERS)
     own = {field.name for field in fields(ENCODERS[name])}
     return ENCODERS[name](**{field: value for field, value in options.items() if field in own})
 
@@ -51,15 +50,12 @@ def make_head(
     Raises:
       ValueError: another name, or another initial value than those of `INITIALIZERS`.
     """
-    if kernel_init not in INITIALIZERS:
-        choices = ", ".join(INITIALIZERS)
-        raise ValueError(f"kernel_init must be one of {choices}; got {kernel_init!r}")
+    check_choice("head", name, ("projection", "classifier"))
+    check_choice("kernel_init", kernel_init, INITIALIZERS)
     if name == "projection":
         return Projection(
             tuple(layers), batch_norm, kernel_init, batch_norm_momentum, dtype, axis_name
         )
-    if name == "classifier" and margin > 1:
+    if margin > 1:
         return MarginClassifier(classes, kernel_init)
-    if name == "classifier":
-        return Classifier(classes, kernel_init, dtype)
-    raise ValueError(f"head must be 'projection' or 'classifier', got {name!r}")
+    return Classifier(classes, kernel_init, dtype)

@@ -1,6 +1,6 @@
 """Residual networks, version 1.5 (the stride of a bottleneck is in its 3x3 convolution)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -106,7 +106,7 @@ class ResNet(nn.Module):
     axis_name: str | None = None
 
     def __post_init__(self) -> None:
-        check_choice("depth", self.depth, tuple(DEPTHS))
+        check_choice("depth", self.depth, DEPTHS)
         check_choice("stem", self.stem, get_args(Stem))
         check_choice("first_shortcut", self.first_shortcut, get_args(Shortcut))
         _check_filters(self.depth, self.width, self.groups, self.group_width)
@@ -175,7 +175,7 @@ def _filters(group: int, width: float) -> int:
     return int(64 * 2**group * width)
 
 
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     """Refuse a value that is not among the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}")

@@ -85,7 +85,7 @@ class ViT(nn.Module):
     dtype: Any = None
 
     def __post_init__(self) -> None:
-        check_choice("size", self.size, tuple(SIZES))
+        check_choice("size", self.size, SIZES)
         check_choice("pool", self.pool, get_args(Pool))
         if self.patch < 1:
             raise ValueError(f"patch must be at least 1 pixel, got {self.patch}")
