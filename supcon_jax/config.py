@@ -197,8 +197,8 @@ def _stage(
         # decay of a moving average of the parameters, which is evaluated, with the running batch
         # statistics; at step t it is at most (1 + t) / (10 + t): 0.999 needs 8,990 steps; 0: none
         average=0.0,
-        # steps in a row without a finite gradient that are left out; the schedule waits too, so it
-        # ends as many steps early, and the logged learning rate is ahead by as many; 0: stop
+        # steps in a row without a finite gradient that are left out; the schedule waits too, so its
+        # last steps are not reached, and the logged learning rate is ahead by as many; 0: stop
         skip_nonfinite=0,
         loss_scale=1.0,  # factor on the loss for the gradient; the logged loss is without it
         optimizer=dict(
