@@ -47,11 +47,12 @@ BRING_AND_OUT = ("--bring", "bring", "--out", "out")
 
 @pytest.fixture
 def folder(tmp_path):
-    """With "bring": an archive of one image and a wheel of one module."""
+    """With "bring": an archive of two images and a wheel of one module."""
     bring, image = tmp_path / "bring", tmp_path / "pictures" / "train" / "cat" / "1.png"
     bring.mkdir()
     image.parent.mkdir(parents=True)
     image.write_text("an image")
+    (image.parent / "2.png").write_bytes(os.urandom(100_000))  # half an archive has the first whole
     with tarfile.open(bring / "pictures.tar.xz", "w:xz") as archive:
         archive.add(tmp_path / "pictures", "pictures")
     with zipfile.ZipFile(bring / "carried-1.0-py3-none-any.whl", "w") as wheel:
@@ -122,7 +123,8 @@ def test_an_archive_is_unpacked_whole_or_not_at_all(folder):
     archive.write_bytes(whole)
     done = gpu(folder, "--minutes", "0", *BRING_AND_OUT)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [file.name for file in (folder / "out/data/pictures").iterdir()] == ["train"]
+    found = {file.name for file in (folder / "out/data/pictures").rglob("*")}
+    assert found == {"train", "cat", "1.png", "2.png"}
     assert not any(name.startswith("runs/") for name in members(folder))
 
 
