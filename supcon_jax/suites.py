@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from supcon_jax import transfer
 from supcon_jax.config import config_hash, used
-from supcon_jax.data.sources import Source, is_prepared, open_source
+from supcon_jax.data.sources import Source, decodable, is_prepared, open_source
 from supcon_jax.evaluation.calibration import (
     BINS,
     Reliability,
@@ -147,7 +147,10 @@ class Subject:
     @cached_property
     def train(self) -> Embedded:
         """The training images, without those that were held out."""
-        return self.look(self.data.train)
+        train = self.data.train
+        if self.run.config.data.on_error == "skip":
+            train = decodable(train, of=train.size, warn=warn)
+        return self.look(train)
 
     @cached_property
     def test(self) -> Embedded:
@@ -433,8 +436,11 @@ def _on_all(
         for place, (name, severity) in enumerate(cases):
             if (name, severity) in done:
                 continue
-            source = images.make(name, severity)
-            found = _on_corrupted(subject, source, lambda n, k=place: bar.move(k * size + n))
+
+            def show(count: int, before: int = size * place) -> None:
+                bar.move(before + count)
+
+            found = _on_corrupted(subject, images.make(name, severity), show)
             record = {"name": name, "severity": severity, **found, "of": of}
             out.write(json.dumps(record) + "\n")
             out.flush()
