@@ -224,6 +224,35 @@ def summary(metrics: Mapping[str, float], room: int = 1000) -> str:
     return line
 
 
+class Clock:
+    """Seconds of training: it stands while something else is done."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """From zero, and going."""
+        self._before, self._since = 0.0, time.perf_counter()
+        self._goes = True
+
+    def pause(self) -> None:
+        """Stand, until `resume`."""
+        self._before, self._goes = self.seconds(), False
+
+    def resume(self) -> None:
+        """Go on."""
+        self._since, self._goes = time.perf_counter(), True
+
+    def seconds(self) -> float:
+        """Since the restart, without pauses."""
+        return self._before + (time.perf_counter() - self._since) * self._goes
+
+    def lap(self) -> float:
+        """`seconds`, counted from zero again; a clock that stands stays so."""
+        seconds, self._before, self._since = self.seconds(), 0.0, time.perf_counter()
+        return seconds
+
+
 class Recorder:
     """Takes the metrics of every step, which stay on the device, and writes those of log steps.
 
@@ -264,14 +293,13 @@ class Recorder:
         self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
         self._times: dict[str, float] = {}
         self._timed_from = start + 1  # the first step compiles and is not timed
-        self._seconds, self._since = 0.0, time.perf_counter()
+        self._clock = Clock()
 
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Take the metrics of a step, and write those of the one before if it was a log step."""
         if step == self._timed_from and not self._times:
             jax.block_until_ready(metrics)
-            self._times["time/compile_s"] = time.perf_counter() - self._since
-            self.resume()
+            self._times["time/compile_s"] = self._clock.lap()
         elif self._pending and self._pending[-1][0] % self._every == 0:
             self._fetch(None)
         self._pending.append((step, metrics))
@@ -285,12 +313,11 @@ class Recorder:
         """
         for step, metrics in jax.block_until_ready(self._pending):
             self._check(step, metrics)
-        self._seconds += time.perf_counter() - self._since
-        self._since = time.perf_counter()
+        self._clock.pause()
 
     def resume(self) -> None:
         """Start the clock again."""
-        self._since = time.perf_counter()
+        self._clock.resume()
 
     def catch_up(self, scores: Mapping[str, float] | None) -> None:
         """Write everything up to the newest step.
@@ -309,7 +336,7 @@ class Recorder:
         """The scores before the first step."""
         if scores:
             self._tell(0, dict(scores))
-        self.resume()
+        self._clock.restart()
 
     def close(self) -> None:
         self._progress.close()
@@ -329,8 +356,7 @@ class Recorder:
                 self._advice.see(step, values)
 
     def _time(self, step: int) -> dict[str, float]:
-        now = time.perf_counter()
-        seconds, self._seconds, self._since = self._seconds + now - self._since, 0.0, now
+        seconds = self._clock.lap()
         images = (step - self._timed_from) * self._images_per_step
         times, self._times, self._timed_from = self._times, {}, step
         if images:

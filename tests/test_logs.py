@@ -7,6 +7,7 @@ from contextlib import closing
 import jax.numpy as jnp
 import pytest
 
+from supcon_jax import logs
 from supcon_jax.logs import Advice, Logs, Progress, Recorder, read_metrics
 
 
@@ -190,3 +191,35 @@ def test_so_many_steps_in_a_row_may_not_be_finite(tmp_path, capsys):
     assert counts == [f"({row} in a row, {total} in all)" for row, total in numbers]
     with pytest.raises(FloatingPointError, match="is inf at step 3 "):
         record(tmp_path / "one", losses, skips=1)
+
+
+def test_only_training_counts_as_time_of_training(tmp_path, monkeypatch):
+    """3 s to compile, 1 s a step on a device that works by itself, and 100 s at each look."""
+    now, done = [0.0], [0.0]
+
+    def wait(values):
+        now[0] = max(now[0], done[0])
+        return values
+
+    monkeypatch.setattr(logs.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(logs.jax, "block_until_ready", wait)
+    monkeypatch.setattr(logs.jax, "device_get", wait)
+    options = dict(images_per_step=8, every=2, checkpoints=tmp_path)
+    metrics = {"loss": jnp.asarray(1.5), "grad_norm": jnp.asarray(2.0)}
+    with closing(Logs(tmp_path)) as found:
+        recorder = Recorder("supcon", lambda step: 0.5, 0, 6, logs=found, **options)
+        now[0] += 100
+        recorder.start({})
+        for step in range(1, 7):
+            done[0] = max(now[0], done[0]) + (3 if step == 1 else 1)
+            recorder.add(step, metrics)
+            if step in (4, 6):
+                recorder.pause()
+                now[0] += 100
+                recorder.catch_up({"heldout/knn": 0.5})
+                now[0] += 100
+                recorder.resume()
+    records = read_metrics(tmp_path)
+    assert records[0]["time/compile_s"] == 3
+    assert sum(record["time/seconds"] for record in records) == 5
+    assert records[-1]["time/images_per_s"] == 8
