@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.bases import base, with_fields
@@ -42,10 +43,8 @@ def ranges(values: Values) -> Values:
         groups: dict[str, list[list[float]]] = {}
         for cell, of_seeds in cells.items():
             groups.setdefault(cell.split(", ")[place], []).append(of_seeds)
-        means = [[sum(x) / len(x) for x in zip(*g, strict=True)] for g in groups.values()]
-        found[f"range over the policies of the {stage}"] = [
-            max(x) - min(x) for x in zip(*means, strict=True)
-        ]
+        means = np.array([np.mean(group, axis=0) for group in groups.values()])
+        found[f"range over the policies of the {stage}"] = list(np.ptp(means, axis=0))
     return found
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.bases import RECIPES, base
@@ -50,7 +51,7 @@ def draw(record: dict[str, Any], file: Path) -> None:
         for name in RECIPES:
             found = [record["quantities"][f"{name}/{metric}"]]
             found += [record["quantities"][f"{name}/{metric} at {s}"] for s in range(1, 6)]
-            means, sds = ([one[key] for one in found] for key in ("mean", "sd"))
+            means, sds = (np.array([one[key] for one in found], float) for key in ("mean", "sd"))
             axis.errorbar(range(6), means, sds, marker=".", capsize=2, label=name)
         axis.set(xlabel="severity", ylabel=label)
         axis.set_xticks(range(6), ["clean", *map(str, range(1, 6))])
