@@ -1,17 +1,21 @@
 """The fields that a recipe leaves open (0 or empty), chosen from the images of its folder."""
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from supcon_jax.config import STAGES
 from supcon_jax.data.datasets import IMAGENET
-from supcon_jax.data.folders import Found, duplicates, look
+from supcon_jax.data.folders import Found, duplicates, images_by_class, look
+from supcon_jax.data.selection import stratified_share
 
 NOTHING = Found("train", "test", dict.fromkeys(map(str, range(1000)), 1281), 256, *IMAGENET)
 STEPS = 3000  # of pre-training, about
 BATCH, LARGEST = 256, 1024
+LEAST = 8  # images: of fewer, a fifth for the test is a single one
 
 
 def fit_to_images(config: ConfigDict) -> list[str]:
@@ -25,18 +29,41 @@ def fit_to_images(config: ConfigDict) -> list[str]:
       config: a recipe; nothing is done unless its source is a folder and a field is open.
 
     Returns:
-      Lines that say what was chosen and why, and what is odd about the images.
+      Lines of at most 80 columns, but for long paths, that say what was chosen and why, and what
+      is odd about the images. Without a folder the choice is for ImageNet, as a plan needs it, and
+      the line says to set the folder.
 
     Raises:
       FileNotFoundError: no folder, or no class folders in it.
-      ValueError: no image that can be decoded.
+      ValueError: no image that can be decoded, too few images or a single class.
     """
     if config.data.source != "folder" or not _open(config):
         return []
     data = config.data
     found = look(data.dir, data.train_split, data.test_split) if data.dir else NOTHING
+    _check_enough(found, data.dir)
     lines = [*_fit_data(config, found), *_fit_size(config, found), *_fit_stages(config, found)]
-    return [*lines, *_oddities(config, found)] if data.dir else lines
+    if not data.dir:
+        return ["set --config.data.dir=PATH to the folder of your images"]
+    return [part for line in [*lines, *_oddities(config, found)] for part in _wrapped(line)]
+
+
+def _check_enough(found: Found, directory: str) -> None:
+    """Refuse images on which a training would tell nothing."""
+    where, images = Path(directory) / found.train_split, sum(found.counts.values())
+    if len(found.counts) == 1:
+        raise ValueError(
+            f"{where} has images of one class only ({next(iter(found.counts))}), which every "
+            "answer gets right: sort them into at least two class folders"
+        )
+    if images < LEAST:
+        raise ValueError(f"{where} has {images} images; add some, at least {LEAST} are needed")
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(
+        line, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _open(config: ConfigDict) -> bool:
@@ -59,10 +86,7 @@ def _fit_data(config: ConfigDict, found: Found) -> Iterator[str]:
     _set(data, "test_split", found.test_split)
     images = f"{sum(found.counts.values()):,} images of {len(found.counts)} classes"
     if data.test_split == data.train_split:
-        yield (
-            f"{images}, and no test images: {data.test_share:.0%} of them, always the same ones, "
-            "are kept for the test"
-        )
+        yield f"{images}, and no test images: {data.test_share:.0%} of them are kept for it"
     else:
         yield f"{images} in {data.train_split!r}; tested on {data.test_split!r}"
     if _set(data, "channels", len(found.mean)):
@@ -97,9 +121,9 @@ def _fit_stages(config: ConfigDict, found: Found) -> Iterator[str]:
 
 def _fit_stage(stage: ConfigDict, rate: float, images: int, classes: int) -> Iterator[str]:
     wanted = max(BATCH, min(2 * classes, LARGEST))
-    if _set(stage, "batch_size", _power_of_two(min(wanted, max(images // 4, 8)))):
+    if _set(stage, "batch_size", _power_of_two(min(wanted, max(images // 4, 8), images))):
         few = images // 4 < wanted
-        why = f"a quarter of {images:,} training images" if few else f"{classes} classes"
+        why = f"{images:,} training images" if few else f"{classes} classes"
         yield f"batch_size={stage.batch_size}, for {why}"
     if _set(stage, "epochs", _epochs(stage, images)):
         steps = round(stage.epochs * (images // stage.batch_size))
@@ -150,14 +174,29 @@ def _oddities(config: ConfigDict, found: Found) -> Iterator[str]:
             f"{found.counts[smallest]:,}: look at the accuracy of each class, and try "
             f"--config.{config.stages[0]}.samples_per_class"
         )
+    training, test = _split_files(config)
+    if pairs := duplicates(training, test):
+        yield (
+            f"warning: {len(pairs)} of {len(test)} test images are training images too, which "
+            f"makes the accuracy too high: remove the copies, such as {pairs[0][1]} "
+            f"({pairs[0][0]})"
+        )
+
+
+def _split_files(config: ConfigDict) -> tuple[list[Path], list[Path]]:
+    """Files of the training images, held-out ones included, and of the test images."""
     data, root = config.data, Path(config.data.dir).expanduser()
-    if data.train_split != data.test_split:
-        pairs = duplicates(root / data.train_split, root / data.test_split)
-        if pairs:
-            yield (
-                f"warning: {len(pairs)} test images are training images too, such as {pairs[0][1]} "
-                f"({pairs[0][0]})"
-            )
+    by_class = list(images_by_class(root / data.train_split).values())
+    files = [file for of_class in by_class for file in of_class]
+    if data.test_split != data.train_split:
+        test = images_by_class(root / data.test_split).values()
+        return files, [file for of_class in test for file in of_class]
+    labels = np.repeat(np.arange(len(by_class)), [len(of_class) for of_class in by_class])
+    held = stratified_share(labels, data.test_share)  # as stages.open_data splits it
+    return (
+        [file for file, is_test in zip(files, held, strict=True) if not is_test],
+        [file for file, is_test in zip(files, held, strict=True) if is_test],
+    )
 
 
 def _some(names: list[str]) -> str:

@@ -53,7 +53,7 @@ def test_splits_are_found_by_their_names(make):
 def test_without_a_test_split_a_part_is_kept_for_it(make):
     root = make({"a": 40, "b": 20})
     config, said = fitted(root, data__holdout=0.0)
-    assert "60 images of 2 classes, and no test images: 20% of them, always the same" in said
+    assert "60 images of 2 classes, and no test images: 20% of them are kept for it" in said
     data = stages.open_data(config)
     assert data.train.class_names == ("a", "b") and (data.train.size, data.test.size) == (48, 12)
     np.testing.assert_array_equal(np.bincount(data.test.labels()), [8, 4])
@@ -69,7 +69,7 @@ def test_without_a_test_split_a_part_is_kept_for_it(make):
     [(28, 28, 28, "cifar"), (90, 64, 64, "cifar"), (160, 128, 160, "imagenet")],
 )
 def test_the_size_follows_the_images(make, side, size, loaded, stem):
-    config, said = fitted(make({"a": 3, "b": 3}, size=side))
+    config, said = fitted(make({"a": 5, "b": 5}, size=side))
     assert (config.data.image_size, config.data.load_size) == (size, loaded)
     assert config.model.stem == stem
     assert f"the short side of most images is about {side} pixels" in said
@@ -93,7 +93,7 @@ def test_lengths_follow_the_number_of_images(make):
     root = make({"train/a": 60, "train/b": 60, "test/a": 1, "test/b": 1})
     config, said = fitted(root, data__holdout=0.0)
     assert config.supcon.batch_size == config.linear.batch_size == 16  # up to a quarter of 120
-    assert "supcon: batch_size=16, for a quarter of 120 training images" in said
+    assert "supcon: batch_size=16, for 120 training images" in said
     assert config.supcon.epochs == 300 and config.linear.epochs == 100
     assert config.supcon.schedule.learning_rate == pytest.approx(0.5 / 16)
     assert "cross_entropy" not in said  # a stage that does not run
@@ -123,10 +123,51 @@ def test_oddities_are_named(make):
     said = fitted(root)[1]
     assert "warning: classes with a single image: c" in said
     assert "'a' has 30 images, 'c' 1" in said
-    assert f"1 test images are training images too, such as {root / 'test/b/copy.png'}" in said
-    assert duplicates(root / "train", root / "test") == [
-        (root / "train" / "a" / "3.png", root / "test" / "b" / "copy.png")
-    ]
+    assert "1 of 5 test images are training images too" in " ".join(said.split())
+    assert str(root / "test/b/copy.png") in said
+    pair = (root / "train" / "a" / "3.png", root / "test" / "b" / "copy.png")
+    assert duplicates((root / "train").rglob("*.png"), (root / "test").rglob("*.png")) == [pair]
+
+
+def test_copies_on_both_sides_of_the_own_split_are_counted(make):
+    root = make({"a": 20, "b": 20})
+    assert "training images too" not in fitted(root)[1]
+    for file in list(root.rglob("*.png")):
+        shutil.copy(file, file.with_stem(f"{file.stem}-copy"))
+    config, said = fitted(root, data__holdout=0.0)
+    data = stages.open_data(config)
+    training, test = (
+        {image.tobytes() for image in source.load(np.arange(source.size))[0]}
+        for source in (data.train, data.test)
+    )
+    assert data.test.size == 16 and len(test & training) >= 10
+    copied = sum(
+        image.tobytes() in training for image in data.test.load(np.arange(data.test.size))[0]
+    )
+    assert f"warning: {copied} of 16 test images are training images too" in " ".join(said.split())
+
+
+def test_lines_fit_a_terminal(make, monkeypatch):
+    counts = {f"{split}/{name}": n for split, n in (("training", 30), ("validation", 2))
+              for name in ("ragdoll", "siamese")}  # fmt: skip
+    monkeypatch.chdir(make(counts | {f"training/{i}": 1 for i in range(8)}))
+    shutil.copy("training/ragdoll/3.png", "validation/ragdoll/copy.png")
+    for recipe in ("supcon", "simclr", "cross_entropy"):
+        said = fitted(".", recipe)[1].splitlines()
+        assert len(said) > 8 and max(map(len, said)) <= 80
+
+
+def test_few_images_fit_in_the_batch(make):
+    config, said = fitted(make({"a": 4, "b": 4}))
+    data = stages.open_data(config)
+    assert config.supcon.batch_size == 4 and (data.train.size, data.test.size) == (6, 2)
+    assert "epochs=300, which are 300 steps" in said
+
+
+def test_without_a_folder_only_the_folder_is_asked_for():
+    config, said = fitted("")
+    assert said == "set --config.data.dir=PATH to the folder of your images"
+    assert config.supcon.batch_size == 1024  # for a plan
 
 
 def test_what_is_refused(make, tmp_path):
@@ -134,11 +175,15 @@ def test_what_is_refused(make, tmp_path):
         look(str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="no class folders with images in"):
         look(str(tmp_path))
-    root = make({"a": 2, "b": 2})
-    for file in root.rglob("*.png"):
+    root = make({"one/a": 12, "few/a": 2, "few/b": 4})
+    with pytest.raises(ValueError, match=r"one has images of one class only \(a\), .* two class"):
+        fitted(root / "one")
+    with pytest.raises(ValueError, match=r"few has 6 images; add some, at least 8 are needed$"):
+        fitted(root / "few")
+    for file in root.rglob("few/*/*.png"):
         file.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="none of 4 images can be decoded, such as"):
-        look(str(root))
+    with pytest.raises(ValueError, match="none of 6 images can be decoded, such as"):
+        look(str(root / "few"))
 
 
 def test_one_command_trains_on_a_folder(make, tmp_path, capfd):

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,22 +87,20 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(file for file in files if file.is_file() and file.name[0] != ".")
 
 
-def duplicates(first: Path, second: Path) -> list[tuple[Path, Path]]:
+def duplicates(first: Iterable[Path], second: Iterable[Path]) -> list[tuple[Path, Path]]:
     """Files of two splits with the same bytes: one pair for each file of the second."""
     by_size: dict[int, list[Path]] = defaultdict(list)
-    for files in images_by_class(first).values():
-        for file in files:
-            by_size[file.stat().st_size].append(file)
+    for file in first:
+        by_size[file.stat().st_size].append(file)
     digests: dict[int, dict[bytes, Path]] = {}
     pairs = []
-    for files in images_by_class(second).values():
-        for file in files:
-            size = file.stat().st_size
-            if size in by_size:
-                if size not in digests:
-                    digests[size] = {_digest(one): one for one in by_size[size]}
-                if same := digests[size].get(_digest(file)):
-                    pairs.append((same, file))
+    for file in second:
+        size = file.stat().st_size
+        if size in by_size:
+            if size not in digests:
+                digests[size] = {_digest(one): one for one in by_size[size]}
+            if same := digests[size].get(_digest(file)):
+                pairs.append((same, file))
     return pairs
 
 

@@ -163,7 +163,7 @@ def torchvision_name(encoder: nn.Module, channels: int) -> tuple[str | None, str
     if name is None:
         kind = f"depth={depth}, groups={groups}, group_width={group_width}"
         return None, f"torchvision has no ResNet of {kind}"
-    fields = {  # torchvision's value and the run's
+    fields: dict[str, tuple[Any, Any]] = {  # torchvision's value and the run's
         "model.width": (1.0, encoder.width),
         "model.stem": ("imagenet", encoder.stem),
         "data.channels": (3, channels),
