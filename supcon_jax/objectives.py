@@ -110,11 +110,11 @@ def cross_entropy(
       largest logit has, without the margin: as it is evaluated).
     """
     del axis_name
-    logits, *squared = jnp.split(outputs, 2 if margin > 1 else 1, axis=-1)
-    if squared:
+    logits, squared = jnp.split(outputs, 2, axis=-1) if margin > 1 else (outputs, None)
+    if squared is not None:
         own = jnp.broadcast_to(batch["label"][:, None], logits.shape[:2])
         share = jnp.minimum((aux["step"] + 1) / margin_steps, 1)
-        outputs = losses.with_margin(logits, *squared, own, margin, share)
+        outputs = losses.with_margin(logits, squared, own, margin, share)
     labels = batch["label"].reshape(outputs.shape[0], -1)
     share = batch["share"] if "share" in batch else jnp.ones(outputs.shape[0])
     shares = jnp.stack([share, 1 - share], -1)[:, : labels.shape[1], None].astype(outputs.dtype)
