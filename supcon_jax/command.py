@@ -1,16 +1,18 @@
 """What the commands share: their help, errors in one line, compiled programs kept on disk."""
 
-import argparse
+import io
 import os
 import platform
+import re
 import signal
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
-from typing import NoReturn
+from types import TracebackType
 
 import jax
 
@@ -21,34 +23,30 @@ except ModuleNotFoundError:
 
 from supcon_jax.interruption import Stopped
 from supcon_jax.logs import warn
+from supcon_jax.terminal import fail as fail
+from supcon_jax.terminal import parser as parser
 
 TOO_LARGE = (
     "Less is needed with a smaller batch_size, --config.evaluation.batch_size or "
     "--config.data.memory_limit_gb, with micro_batches, --config.model.remat=True or "
     "--config.model.dtype=bfloat16; the same command with --plan --memory_gb=GB tells what fits"
 )
-EXPECTED = (ValueError, OSError, FloatingPointError)
+EXPECTED = (ValueError, OSError, ImportError, FloatingPointError)
 
 
-def parser(name: str, description: str, usage: str) -> argparse.ArgumentParser:
-    """Of a command, with --debug; its help fits a screen.
+def quiet_when_interrupted(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """An excepthook: Ctrl-C outside of `running`, such as while libraries load, is one line too."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    sys.__excepthook__(kind, error, trace)
 
-    Args:
-      name: module of the package.
-      description: one sentence.
-      usage: the arguments that people need.
 
-    Returns:
-      The parser, to which the arguments are added.
-    """
-    made = argparse.ArgumentParser(
-        prog=f"python -m supcon_jax.{name}",
-        description=description,
-        usage=f"%(prog)s {usage}",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
-    )
-    made.add_argument("--debug", action="store_true", help="show logs and tracebacks")
-    return made
+started = Path(sys.argv[0])  # else a script or a notebook has imported this
+if started.name.startswith("supcon-") or started.parent == Path(__file__).parent:
+    sys.excepthook = quiet_when_interrupted
 
 
 @contextmanager
@@ -57,6 +55,8 @@ def running(debug: bool) -> Iterator[None]:
     if not debug:
         quieten()
     keep_compiled_programs()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook has none
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
     with errors_in_one_line(debug):
         yield
 
@@ -80,19 +80,52 @@ def errors_in_one_line(debug: bool) -> Iterator[None]:
     except Stopped as stopped:
         warn(f"{stopped}; the same command goes on from the last checkpoint")
         sys.exit(128 + stopped.number)
-    except KeyboardInterrupt:  # of one of several processes
-        sys.exit("interrupted; the same command goes on from the last checkpoint")
+    except KeyboardInterrupt:  # where nothing is kept, or of one of several processes
+        several = jax.distributed.is_initialized()
+        goes_on = "; the same command goes on from the last checkpoint" if several else ""
+        warn(f"interrupted{goes_on}")
+        sys.exit(128 + signal.SIGINT)
 
 
-def fail(error: Exception, debug: bool = False) -> NoReturn:
-    """End the process with one line, in a run of several without waiting for the others."""
-    if debug:
-        raise error
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print(f"error: {text}", file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
-        os._exit(1)  # at once: an orderly end waits for the others, which wait for this one
-    sys.exit(1)
+@contextmanager
+def data_remedy(remedy: str) -> Iterator[None]:
+    """Around what opens a data set: one that is not there is found by flags of this command, not by
+    those of the training.
+
+    Args:
+      remedy: the flags, in a sentence.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        what, *of_training = re.split(r"[;.:] [^;.:]*--config\.", str(error), maxsplit=1)
+        if not of_training:
+            raise
+        raise FileNotFoundError(f"{what}; {remedy}") from None
+
+
+def check_file(out: Path) -> None:
+    """Make the folder of a file that is written at the end.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder: --out needs the name of a file")
+    make_folder(out.parent)
+
+
+def make_folder(out: Path) -> None:
+    """Make a folder, before the work whose results it is for.
+
+    Raises:
+      OSError: nothing can be written there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise OSError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
 
 
 def quieten() -> None:

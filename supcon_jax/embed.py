@@ -1,7 +1,7 @@
 """Features of images, by the encoder of a finished run.
 
     python -m supcon_jax.embed --workdir D --images PATH --out features.npz
-    python -m supcon_jax.embed --workdir D --images a.jpg b.jpg --out features.parquet
+    python -m supcon_jax.embed --workdir D --images a.jpg --out new.parquet
 
 The file has "path" and "features" of each image, in order, and what they are of. Images that cannot
 be decoded are named and left out; the exit status is then 1.
@@ -21,9 +21,13 @@ from jaxtyping import Float
 from supcon_jax import command
 from supcon_jax.inference import Classifier, Encoder, apply_to_files, find_images, load_encoder
 from supcon_jax.logs import Progress, warn
+from supcon_jax.report import DAMAGED
+from supcon_jax.terminal import shown
 from supcon_jax.trained import open_run
 
 SUFFIXES = (".npz", ".parquet")
+NOT_FEATURES = "is not a file of features of supcon_jax.embed, or damaged: embed the images again"
+OF = {"workdir", "config_hash", "steps", "layer", "normalised"}
 
 
 class Features(NamedTuple):
@@ -126,7 +130,7 @@ def _write_parquet(features: Features, file: Path) -> None:
 
     values = pa.array(features.rows.reshape(-1))
     rows = pa.FixedSizeListArray.from_arrays(values, features.rows.shape[1])
-    table = pa.table({"path": features.paths, "features": rows})
+    table = pa.table({"path": [shown(path) for path in features.paths], "features": rows})
     of = {"supcon_jax": json.dumps(features.of)}
     parquet.write_table(table.replace_schema_metadata(of), file)
 
@@ -148,9 +152,13 @@ def read_features(file: str | Path) -> Features:
                 paths, rows, of = arrays["path"].tolist(), arrays["features"], str(arrays["of"])
         else:
             paths, rows, of = _read_parquet(file)
-        return Features(paths, rows.astype(np.float32), json.loads(of))
-    except (KeyError, OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a file of features of supcon_jax.embed: {error}") from None
+        found = Features(paths, rows.astype(np.float32), json.loads(of))
+        whole = found.rows.ndim == 2 and len(found.rows) == len(paths) and found.of.keys() >= OF
+    except DAMAGED as error:
+        raise ValueError(f"{file} {NOT_FEATURES}") from error
+    if not whole:
+        raise ValueError(f"{file} {NOT_FEATURES}")
+    return found
 
 
 def _read_parquet(file: Path) -> tuple[list[str], np.ndarray, str]:
@@ -164,9 +172,7 @@ def _read_parquet(file: Path) -> tuple[list[str], np.ndarray, str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = command.parser(
-        "embed", "Features of images.", "--workdir D --images PATH ... --out FILE"
-    )
+    parser = command.parser("embed", __doc__)
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--images", required=True, nargs="+", help="files and folders of images")
     parser.add_argument("--out", required=True, type=Path, help="a .npz or .parquet file")
@@ -176,10 +182,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         action=argparse.BooleanOptionalAction,
         help="features at length 1 (default: as the run's heads get them)",
     )
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=64, help="images at a time (64)")
     options = parser.parse_args(arguments)
     with command.running(options.debug):
         check_suffix(options.out)
+        command.check_file(options.out)
         features, failed = embed_images(
             options.workdir,
             options.images,
@@ -188,10 +195,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             batch_size=options.batch_size,
         )
         write_features(features, options.out)
-    images, dim = features.rows.shape
-    print(f"{options.out}: {images:,} images, {dim} features each")
+        images, dim = features.rows.shape
+        print(f"{options.out}: {images:,} images, {dim} features each")
+        tell_failed(failed, images + failed)
+
+
+def tell_failed(failed: int, images: int) -> None:
+    """End the process with status 1 where images could not be decoded."""
     if failed:
-        warn(f"{failed} of {images + failed:,} images could not be decoded and are left out")
+        warn(f"{failed} of {images:,} images could not be decoded and are left out")
         sys.exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Evaluate a finished run: probes, k-NN, robustness, calibration, few examples, transfer.
+"""Evaluate a finished run: probes, robustness, calibration, transfer.
 
     python -m supcon_jax.evaluate --workdir runs/digits-supcon
     python -m supcon_jax.evaluate --workdir D --suite robustness few_shot
@@ -219,9 +219,7 @@ def _imported(options: argparse.Namespace) -> ConfigDict | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = command.parser(
-        "evaluate", "Evaluate a finished run.", "--workdir D [--suite NAME ...] [options]"
-    )
+    parser = command.parser("evaluate", __doc__)
     parser.add_argument("--workdir", required=True, help="folder of the run, or for the results")
     names = ", ".join(name for name in SUITES if name not in TRANSFER)
     parser.add_argument("--suite", nargs="+", default=["standard"], metavar="S", help=names)
@@ -236,7 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", help="recipe of --weights: NAME or FILE.py")
     _add_transfer(parser.add_argument_group(", ".join(ELSEWHERE)))
     options = parser.parse_args(arguments)
-    with command.running(options.debug):
+    moved = command.data_remedy("--data_dir tells where the run's is, --on and --splits another")
+    with command.running(options.debug), moved:
         record = evaluate(
             options.workdir,
             options.suite,

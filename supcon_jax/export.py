@@ -1,6 +1,7 @@
-"""A finished run as files for other programs: weights, a card, a compiled function.
+"""A finished run as files for other programs: weights, a card, a function.
 
     python -m supcon_jax.export --workdir D --out FOLDER
+    python -m supcon_jax.export --workdir runs/digits-supcon --out exported/
 
 FOLDER gets `encoder.safetensors` (a ResNet's by torchvision's names), `projection.safetensors` and
 `classifier.safetensors` where the run has them, `card.json` (configuration, preprocessing, classes,
@@ -48,7 +49,7 @@ def export_run(workdir: str | Path, out: str | Path) -> list[Path]:
       OSError: the folder cannot be written.
     """
     run, out = open_run(workdir), Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    command.make_folder(out)
     files = []
     for part, arrays in parts_of(run).items():
         files.append(out / f"{part}.safetensors")
@@ -143,7 +144,7 @@ def stablehlo(run: Run) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = command.parser("export", "A finished run as files.", "--workdir D --out FOLDER")
+    parser = command.parser("export", __doc__)
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--out", required=True, help="folder of the files")
     options = parser.parse_args(arguments)

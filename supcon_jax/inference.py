@@ -161,6 +161,7 @@ def preprocess(
 
     Raises:
       DecodeError: not an image that can be decoded.
+      FileNotFoundError: there is no such file.
     """
     options = {"size": load_size, "channels": channels}
     if isinstance(image, np.ndarray):
@@ -169,11 +170,19 @@ def preprocess(
         square = fit(image, **options)
     else:
         where = "the image" if isinstance(image, bytes) else str(image)
-        square = middle_square(where, Path(image) if isinstance(image, str) else image, **options)
+        source = image if isinstance(image, bytes) else _file(Path(image))
+        square = middle_square(where, source, **options)
     edge = (load_size - size) // 2
     middle = square[edge : edge + size, edge : edge + size]
     scaled = middle / np.float32(255) - np.array(mean, np.float32)
     return scaled / np.array(std, np.float32)
+
+
+def _file(image: Path) -> Path:
+    if not image.is_file():
+        what = "a folder, not an image" if image.is_dir() else "there is no such file"
+        raise FileNotFoundError(f"{image}: {what}")
+    return image
 
 
 def find_images(places: Sequence[str | Path]) -> list[Path]:
@@ -209,7 +218,12 @@ def apply_to_files(
 
     Yields:
       Files and their rows, a batch at a time.
+
+    Raises:
+      ValueError: a batch of less than one image.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     mesh = make_mesh()
     size = -(-batch_size // mesh.size) * mesh.size
     split = NamedSharding(mesh, PartitionSpec(AXIS))

@@ -1,10 +1,11 @@
 """Class and probability of images, by the classifier of a finished run.
 
     python -m supcon_jax.predict --workdir D --images PATH
-    python -m supcon_jax.predict --workdir D --images a.jpg b.jpg --format jsonl --out classes.jsonl
+    python -m supcon_jax.predict --workdir D --images PATH --out out.jsonl
+    python -m supcon_jax.predict --workdir D --images a.jpg --format jsonl
 
-A line for each image, in order. Images that cannot be decoded are named and left out; the exit
-status is then 1.
+A line for each image, in order, as comma-separated values (.csv) or as JSON (.jsonl). Images that
+cannot be decoded are named and left out; the exit status is then 1.
 """
 
 import csv
@@ -16,9 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from supcon_jax import command
-from supcon_jax.embed import over_files
+from supcon_jax.embed import over_files, tell_failed
 from supcon_jax.inference import find_images, load_classifier
-from supcon_jax.logs import warn
 from supcon_jax.workdir import write_whole
 
 
@@ -73,29 +73,41 @@ def as_json_lines(predictions: Sequence[Prediction]) -> str:
 FORMATS: dict[str, Callable[[Sequence[Prediction]], str]] = {"csv": as_csv, "jsonl": as_json_lines}
 
 
+def format_of(out: Path) -> str:
+    """The format of a file, by its suffix.
+
+    Raises:
+      ValueError: no format has it.
+    """
+    name = out.suffix.removeprefix(".")
+    if name not in FORMATS:
+        known = " or ".join(f".{name}" for name in FORMATS)
+        raise ValueError(f"{out}: expected a {known} file; for another name, say its --format")
+    return name
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = command.parser(
-        "predict", "Class and probability of images.", "--workdir D --images PATH ... [options]"
-    )
+    parser = command.parser("predict", __doc__)
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--images", required=True, nargs="+", help="files and folders of images")
-    parser.add_argument("--format", choices=tuple(FORMATS), default="csv")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="(that of --out, or csv)")
     parser.add_argument("--out", type=Path, help="a file (standard output)")
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=64, help="images at a time (64)")
     options = parser.parse_args(arguments)
     with command.running(options.debug):
+        if options.out is not None:
+            options.format = options.format or format_of(options.out)
+            command.check_file(options.out)
         found, failed = predict_images(
             options.workdir, options.images, batch_size=options.batch_size
         )
-        text = FORMATS[options.format](found)
+        text = FORMATS[options.format or "csv"](found)
         if options.out is None:
             sys.stdout.write(text)
         else:
             write_whole(options.out, text)
-    if failed:
-        warn(f"{failed} of {failed + len(found):,} images could not be decoded and are left out")
-        sys.exit(1)
+        tell_failed(failed, failed + len(found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Tables and pictures of finished runs, side by side.
 
-    python -m supcon_jax.report runs/digits-supcon runs/digits-cross_entropy --out runs/demo
+    python -m supcon_jax.report runs/digits-supcon --out pictures/
+    python -m supcon_jax.report runs/mine runs/other --out pictures/
 
 Prints the table; the folder gets curves.png and embedding.png.
 """
@@ -10,9 +11,12 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -20,9 +24,21 @@ import numpy as np
 from supcon_jax import command
 from supcon_jax.evaluation.tsne import tsne
 from supcon_jax.logs import read_metrics
+from supcon_jax.terminal import shown
 
 MAP_POINTS = 2000  # most test images in the 2-D map
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+DAMAGED = (
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OSError,
+    TypeError,
+    ValueError,
+    BadZipFile,
+    zlib.error,
+)  # what reading a damaged file raises
 LABELS = {"supcon": "SupCon", "simclr": "SimCLR", "cross_entropy": "cross-entropy"}
 
 
@@ -81,31 +97,80 @@ def table(workdirs: Sequence[Path]) -> str:
 
 def _row(workdir: Path) -> tuple[str, ...]:
     results = _results(workdir)
-    first, *_ = results["stages"].values()
-    seconds = sum(stage["time/seconds"] for stage in results["stages"].values())
     return (
-        _name(workdir),
-        f"{results['test']['top1']:.2%}" if "top1" in results["test"] else "-",
-        f"{results['test']['knn']:.2%}",
-        f"{first['passes']:,}",
-        f"{seconds:.1f} s",
-        f"{first['time/images_per_s']:,.0f}",
+        results.name,
+        "-" if results.top1 is None else f"{results.top1:.2%}",
+        f"{results.knn:.2%}",
+        f"{results.passes:,}",
+        f"{results.seconds:.1f} s",
+        f"{results.images_per_s:,.0f}",
     )
 
 
-def _results(workdir: Path) -> dict[str, Any]:
-    file = workdir / "results.json"
+class Results(NamedTuple):
+    """What the table and the pictures say of a run; of its first stage but for the scores.
+
+    Attributes:
+      name: the recipe, with what the folder's name says beyond it: "cross-entropy (equal epochs)".
+      stage: the first.
+      top1: of the classifier, where there is one.
+      knn: accuracy.
+      seconds: of all stages.
+      images_per_s: through the encoder.
+      passes: images through the encoder.
+      steps: how many.
+    """
+
+    name: str
+    stage: str
+    top1: float | None
+    knn: float
+    seconds: float
+    images_per_s: float
+    passes: int
+    steps: int
+
+
+def _results(workdir: Path) -> Results:
+    with _read_whole(workdir / "results.json") as file:
+        results = json.loads(file.read_text())
+        stage, test, stages = results["recipe"][0], results["test"], results["stages"]
+        first = stages[stage]
+        return Results(
+            _name(workdir, stage),
+            stage,
+            test.get("top1"),
+            test["knn"],
+            sum(one["time/seconds"] for one in stages.values()),
+            first["time/images_per_s"],
+            first["passes"],
+            first["steps"],
+        )
+
+
+@contextmanager
+def _read_whole(file: Path) -> Iterator[Path]:
+    """Around what reads a file of a run: where that fails, the file is named, and the remedy."""
+    remedy = "start the run again with the same command"
     if not file.is_file():
-        raise FileNotFoundError(f"{workdir} has no results.json: the run has not finished there")
-    return json.loads(file.read_text())
+        raise FileNotFoundError(
+            f"{file.parent} has no {file.name}: the run has not finished there; {remedy}"
+        )
+    try:
+        yield file
+    except DAMAGED as error:
+        raise ValueError(f"{file} is damaged or of another version; {remedy}") from error
 
 
-def _name(workdir: Path) -> str:
-    """The recipe, with what the folder's name says beyond it: "cross-entropy (equal epochs)"."""
-    first = _results(workdir)["recipe"][0]
-    tail = workdir.name.split(f"-{first}")[-1].strip("-_ ")
-    label = LABELS.get(first, first)
+def _name(workdir: Path, recipe: str) -> str:
+    tail = workdir.name.split(f"-{recipe}")[-1].strip("-_ ")
+    label = LABELS.get(recipe, recipe)
     return f"{label} ({tail.replace('_', ' ')})" if tail and tail != workdir.name else label
+
+
+def _in_picture(name: str) -> str:
+    """A name as matplotlib takes it: no formula between dollar signs."""
+    return shown(name).replace("$", r"\$")
 
 
 def draw(workdirs: Sequence[Path], out: Path) -> list[Path]:
@@ -121,27 +186,22 @@ def _draw_curves(workdirs: Sequence[Path], file: Path) -> Path:
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     axes = figure.subplots(1, 2)
     for place, workdir in enumerate(workdirs):
-        first = _results(workdir)["recipe"][0]
-        records = [r for r in read_metrics(workdir) if r["stage"] == first]
-        passes = _results(workdir)["stages"][first]
-        per_step = passes["passes"] / passes["steps"] / 1000
-        color = f"C{place}"
+        results = _results(workdir)
+        records = [r for r in read_metrics(workdir) if r["stage"] == results.stage]
+        per_step = results.passes / results.steps / 1000
+        name, color = _in_picture(results.name), f"C{place}"
 
         def curve(key: str, records: list = records, per_step: float = per_step) -> tuple:
             points = [(r["step"] * per_step, r[key]) for r in records if key in r]
             return tuple(zip(*points, strict=True)) or ((), ())
 
-        axes[0].plot(*curve("loss"), color=color, label=_name(workdir))
+        axes[0].plot(*curve("loss"), color=color, label=name)
         for key, style in (("collapsed", ":"), ("floor", "--")):
             if any(key in r for r in records):
                 axes[0].plot(*curve(key), style, color=color, lw=1, label=f"{key} value")
-        axes[1].plot(
-            *curve("heldout/knn"), color=color, marker=".", label=f"{_name(workdir)}, k-NN"
-        )
+        axes[1].plot(*curve("heldout/knn"), color=color, marker=".", label=f"{name}, k-NN")
         if any("heldout/top1" in r for r in records):
-            axes[1].plot(
-                *curve("heldout/top1"), "--", color=color, label=f"{_name(workdir)}, classifier"
-            )
+            axes[1].plot(*curve("heldout/top1"), "--", color=color, label=f"{name}, classifier")
     axes[0].set(title="training loss", xlabel="thousand images through the encoder", ylabel="nats")
     axes[1].set(title="held-out training images", xlabel=axes[0].get_xlabel(), ylabel="accuracy")
     for axis in axes:
@@ -163,7 +223,7 @@ def draw_maps(workdirs: Sequence[Path], file: Path, titles: Sequence[str] | None
     Returns:
       The file.
     """
-    titles = titles or [f"{_name(w)}: k-NN {_results(w)['test']['knn']:.1%}" for w in workdirs]
+    titles = titles or [f"{r.name}: k-NN {r.knn:.1%}" for r in map(_results, workdirs)]
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -171,29 +231,40 @@ def draw_maps(workdirs: Sequence[Path], file: Path, titles: Sequence[str] | None
     figure = Figure(figsize=(4.6 * columns + 0.8, 4.4), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)
     for axis, workdir, title in zip(axes[0], workdirs, titles, strict=True):
-        saved = np.load(workdir / "embedding.npz")
-        points = tsne(saved["features"])
-        classes = np.unique(saved["labels"])
+        features, labels, names = _embedding(workdir)
+        points, classes = tsne(features), np.unique(labels)
         colors = colormaps["tab10" if len(classes) <= 10 else "turbo"]
         colors = colors.resampled(max(len(classes), 10))
         for place, label in enumerate(classes):
-            of_class = points[saved["labels"] == label]
-            axis.scatter(*of_class.T, s=9, color=colors(place), label=str(saved["names"][label]))
-        axis.set(title=title, xticks=[], yticks=[])
+            of_class, name = points[labels == label], _in_picture(names[label])
+            axis.scatter(*of_class.T, s=9, color=colors(place), label=name)
+        axis.set(title=_in_picture(title), xticks=[], yticks=[])
     if len(classes) <= 20:
         figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(file, dpi=110)
     return file
 
 
+def _embedding(workdir: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Features, labels and names of the classes, as `save_embedding` wrote them."""
+    with (
+        _read_whole(workdir / "embedding.npz") as file,
+        np.load(file, allow_pickle=False) as saved,
+    ):
+        features, labels, names = saved["features"], saved["labels"], saved["names"].tolist()
+        return features, labels, [names[label] for label in range(labels.max() + 1)]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    description = "Tables and pictures of finished runs."
-    parser = command.parser("report", description, "RUN [RUN ...] --out FOLDER")
-    parser.add_argument("workdirs", nargs="+", type=Path, help="folders of finished runs")
+    parser = command.parser("report", __doc__)
+    parser.add_argument(
+        "workdirs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     options = parser.parse_args(arguments)
     with command.running(options.debug):
+        command.make_folder(options.out)
         print(table(options.workdirs))
         print("pictures:", ", ".join(map(str, draw(options.workdirs, options.out))))
 

@@ -1,7 +1,7 @@
 """The images of a file of features that are nearest to a given one.
 
-    python -m supcon_jax.embed --workdir D --images FOLDER --out features.npz
-    python -m supcon_jax.search --query IMAGE --index features.npz
+    python -m supcon_jax.embed --workdir D --images PATH --out features.npz
+    python -m supcon_jax.search --query IMAGE --index features.npz --count 5
 
 Prints the cosine and the path of each, nearest first.
 """
@@ -33,10 +33,16 @@ def nearest(
       `[(cosine, path)]`.
 
     Raises:
-      FileNotFoundError: the run is not there.
-      ValueError: it is another one, or the query cannot be decoded.
+      FileNotFoundError: the run or the query is not there.
+      ValueError: it is another run, the query cannot be decoded, or fewer than 1 image is wanted.
     """
+    if count < 1:
+        raise ValueError(f"count must be at least 1; got {count}")
     workdir, of = workdir or index.of["workdir"], index.of
+    if not Path(workdir).is_dir():
+        raise FileNotFoundError(
+            f"the run that made the features is not in {workdir}: say where it is by --workdir"
+        )
     run = open_run(workdir)
     if (run.config_hash, run.steps) != (of["config_hash"], of["steps"]):
         raise ValueError(
@@ -46,6 +52,11 @@ def nearest(
     encoder = load_encoder(workdir, layer=of["layer"], normalised=of["normalised"])
     image = encoder.preprocess(query)[None]
     features = _unit(np.asarray(encoder.apply_fn(encoder.variables, jax.numpy.asarray(image))))
+    if index.rows.shape[1:] != features.shape[1:]:
+        raise ValueError(
+            f"expected features of {features.shape[1]} dimensions, as the run in {workdir} has "
+            f"them; the index has {index.rows.shape[1]}: embed the images again"
+        )
     cosines = _unit(index.rows) @ features[0]
     best = np.argsort(-cosines, kind="stable")[:count]
     return [(float(cosines[i]), index.paths[i]) for i in best]
@@ -57,9 +68,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = command.parser(
-        "search", "The images nearest to a given one.", "--query IMAGE --index FILE [--count N]"
-    )
+    parser = command.parser("search", __doc__)
     parser.add_argument("--query", required=True, help="an image")
     parser.add_argument("--index", required=True, help="a file of supcon_jax.embed")
     parser.add_argument("--workdir", help="folder of the run (where it was for the index)")
@@ -68,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command.running(options.debug):
         index = read_features(options.index)
         found = nearest(options.query, index, count=options.count, workdir=options.workdir)
-    for cosine, path in found:
-        print(f"{cosine:6.3f}  {path}")
+        for cosine, path in found:
+            print(f"{cosine:6.3f}  {path}")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def claimed(workdir: Path) -> Iterator[None]:
 def write_whole(file: Path, text: str) -> None:
     """Write a file so that it has the old text or the new one, also after a crash."""
     temporary = file.with_name(file.name + ".tmp")
-    with temporary.open("w") as out:
+    with temporary.open("w", encoding="utf-8", errors="surrogateescape") as out:
         out.write(text)
         out.flush()
         os.fsync(out.fileno())

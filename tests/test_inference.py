@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from conftest import ROOT
 from PIL import Image
 from short_runs import small
 
-from supcon_jax import embed, inference, predict, search, suites, train, trained
+from supcon_jax import embed, explore, inference, predict, search, suites, train, trained
 from supcon_jax.data.sources import open_source
 
 
@@ -147,12 +148,69 @@ def test_unreadable_images_are_named_and_left_out(workdir, folder, tmp_path):
     assert done.stdout.splitlines()[0].endswith(f"1.000  {places[0]}")
 
 
-def test_json_lines(workdir, folder, tmp_path):
-    out = tmp_path / "classes.jsonl"
-    predict.main(["--workdir", str(workdir), "--images", str(folder / "a"), "--format", "jsonl",
-                  "--out", str(out)])  # fmt: skip
+def test_the_suffix_tells_json_lines(workdir, folder, tmp_path):
+    out = tmp_path / "new" / "classes.jsonl"
+    predict.main(["--workdir", str(workdir), "--images", str(folder / "a"), "--out", str(out)])
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 20 and all(row.keys() == {"path", "class", "probability"} for row in rows)
+
+
+AWKWARD = [os.fsdecode(b"caf\xe9"), os.fsdecode(b"caf\xe8"), r"$\q$"]  # names of classes
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory):
+    """A run with pictures on folders whose names are not UTF-8, or look like mathematics."""
+    root, random = tmp_path_factory.mktemp("awkward"), np.random.RandomState(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for label, name in enumerate(AWKWARD):
+            folder = root / "data" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = (random.randint(0, 60, (8, 8)) + 60 * label).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    fields = {"data__source": "folder", "data__dir": str(root / "data")}
+    fields |= {f"{stage}__batch_size": 16 for stage in ("supcon", "linear")}
+    workdir = root / "digits-supcon-$^$"
+    train.train_and_evaluate(small(**fields), workdir)
+    return workdir, root / "data" / "test"
+
+
+def test_awkward_names_are_drawn(awkward, tmp_path):
+    workdir, _ = awkward
+    assert (workdir / "embedding.png").is_file() and (workdir / "curves.png").is_file()
+    subject = suites.open_subject(trained.open_run(workdir), "encoder", None, None)
+    suites.standard(subject, tmp_path)
+    assert [file.name.partition("-")[0] for file in sorted(tmp_path.glob("c*.png"))] == [
+        "confusion"
+    ]
+
+
+def test_awkward_names_come_back_from_files(awkward, tmp_path):
+    workdir, images = awkward
+    arguments = ["--workdir", str(workdir), "--images", str(images), "--out"]
+    predict.main([*arguments, str(tmp_path / "x.csv")])
+    text = (tmp_path / "x.csv").read_text(errors="surrogateescape")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    expected = [str(images / name / f"{i}.png") for name in sorted(AWKWARD) for i in range(4)]
+    assert [row["path"] for row in rows] == expected
+    assert {row["class"] for row in rows} <= {*AWKWARD}
+    for suffix in (".npz", ".parquet"):
+        embed.main([*arguments, str(tmp_path / f"x{suffix}")])
+    assert embed.read_features(tmp_path / "x.npz").paths == expected
+    in_parquet = embed.read_features(tmp_path / "x.parquet").paths
+    assert len({*in_parquet}) == 12 and in_parquet[-1] == str(images) + r"/caf\xe9/3.png"
+    explore.main(["--workdir", str(workdir), "--out", str(tmp_path / "x.html")])
+    page = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert r"caf\xe8" in page and r"caf\xe9" in page
+
+
+def test_awkward_names_are_printed_as_they_are(awkward):
+    workdir, images = awkward
+    command = [sys.executable, "-m", "supcon_jax.predict", "--workdir", workdir, "--images", images]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"/caf\xe9/") == 4
 
 
 @pytest.mark.parametrize(

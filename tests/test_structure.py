@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "supcon_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # each may import from those before it
-    {"losses"},
+    {"losses", "terminal"},
     {"models", "data", "optimizers", "momentum", "config", "metrics"},
     {"objectives", "fitting", "state", "parallel", "micro_batches", "programs"},
     {"steps", "validation", "checkpoints", "summary_writer", "interruption", "workdir"},
@@ -25,7 +25,7 @@ LAYERS = [  # each may import from those before it
     {"predict", "search"},
     {"transfer"},
     {"suites"},
-    {"evaluate", "explore"},
+    {"evaluate", "explore", "__main__"},
 ]
 
 

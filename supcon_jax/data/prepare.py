@@ -1,4 +1,7 @@
-"""Prepares TFDS data sets without TensorFlow: `python -m supcon_jax.data.prepare cifar10`.
+"""Prepare a TFDS data set for `tfds.data_source`, without TensorFlow.
+
+    python -m supcon_jax.data.prepare cifar10
+    python -m supcon_jax.data.prepare cifar10 --from_dir DIR --data_dir DIR
 
 The images are written in the array_record format, which `tfds.data_source` reads without
 TensorFlow too. TFDS's own builders say what a data set holds and which SHA-256 checksums the source
@@ -6,7 +9,6 @@ files must have, wherever they come from; only their TensorFlow calls (unpack, e
 replaced. SVHN's "extra" and STL-10's "unlabelled" images are left out.
 """
 
-import argparse
 import contextlib
 import gzip
 import io
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from supcon_jax.terminal import fail, parser
 
 DEBIAN_DIR = "/usr/share/datasets/fashion-mnist"
 
@@ -115,7 +119,7 @@ def _import_tfds() -> Any:
         import tensorflow_datasets
     except ImportError as error:
         raise PrepareError(
-            f"{error}: pip install tensorflow-datasets importlib_resources array_record"
+            f'{error}: pip install "supcon-jax[train]" has what the data sets need'
         ) from error
     return tensorflow_datasets
 
@@ -380,29 +384,6 @@ def _one_line_errors(tfds: Any, name: str) -> Iterator[None]:
         raise PrepareError(f"cannot prepare {name}: {error}") from error
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m supcon_jax.data.prepare",
-        description="Prepare a TFDS data set in array_record format, without TensorFlow.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    sizes = ", ".join(f"{name} ({known.megabytes} MB)" for name, known in KNOWN.items())
-    parser.add_argument(
-        "dataset", choices=KNOWN, metavar="NAME", help=f"what to prepare, and its download: {sizes}"
-    )
-    parser.add_argument(
-        "--data_dir",
-        help="TFDS's root folder; None means $TFDS_DATA_DIR or ~/tensorflow_datasets",
-    )
-    parser.add_argument(
-        "--from_dir",
-        help="folder with the source files as published, or for fashion_mnist "
-        f"{DEBIAN_DIR} of the Debian package dataset-fashion-mnist; None means that TFDS downloads "
-        "them",
-    )
-    return parser.parse_args(argv)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line.
 
@@ -412,13 +393,26 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
       SystemExit: with status 1 and one line on stderr if the data set cannot be prepared.
     """
-    args = _parse(argv)
+    command = parser("data.prepare", __doc__)
+    sizes = ", ".join(f"{name} ({known.megabytes} MB)" for name, known in KNOWN.items())
+    command.add_argument(
+        "dataset", choices=KNOWN, metavar="NAME", help=f"what to prepare, and its download: {sizes}"
+    )
+    command.add_argument(
+        "--data_dir", help="TFDS's root folder ($TFDS_DATA_DIR or ~/tensorflow_datasets)"
+    )
+    command.add_argument(
+        "--from_dir",
+        help="folder with the source files as published, or for fashion_mnist "
+        f"{DEBIAN_DIR} of the Debian package dataset-fashion-mnist (without it they are downloaded)",
+    )
+    options = command.parse_args(argv)
     try:
         if not sys.stderr.isatty():
             _import_tfds().disable_progress_bar()
-        prepare(args.dataset, args.data_dir, args.from_dir)
+        prepare(options.dataset, options.data_dir, options.from_dir)
     except PrepareError as error:
-        sys.exit(f"error: {error}")
+        fail(error, options.debug)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from supcon_jax.terminal import shown
+
 NUMBERED = 20  # most classes whose cells have numbers
 NAMED = 120  # most classes whose rows and columns have names
 PAIRS = 25  # most confused pairs that a picture lists
@@ -116,6 +118,7 @@ def draw_confusion(
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
+    class_names = [shown(name) for name in class_names]
     numbered = len(matrix) <= NUMBERED
     figure = Figure(figsize=(6.4, 5.6) if numbered else (13, 9.6), layout="constrained")
     columns, ratios = (1, None) if numbered else (2, (3.2, 1))
