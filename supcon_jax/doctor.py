@@ -1,11 +1,10 @@
-"""What is installed, what is missing, and whether the loss is right on every device.
+"""What is installed or missing, and whether the loss is right on every device.
 
     python -m supcon_jax.doctor
 
 Needs the core installation only. The exit status is 1 where a device computes a wrong loss.
 """
 
-import argparse
 import importlib.metadata
 import platform
 import re
@@ -18,6 +17,7 @@ import numpy as np
 
 import supcon_jax
 from supcon_jax.losses import supcon_loss
+from supcon_jax.terminal import fail, parser
 
 TOLERANCE = 1e-5  # of the loss and of the largest entry of its gradient
 
@@ -71,10 +71,14 @@ def check(device: jax.Device) -> tuple[float, float]:
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
     labels, along = random.randint(0, 4, 16), random.normal(size=features.shape)
     z, y = (jax.device_put(x, device) for x in (features, labels))
-    losses = supcon_loss(z, y, temperature=0.2)
-    slope = float(
-        np.sum(np.asarray(jax.grad(lambda z: supcon_loss(z, y, temperature=0.2).mean())(z)) * along)
-    )
+
+    @jax.jit
+    def loss_and_gradient(z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        losses, pulled_back = jax.vjp(lambda z: supcon_loss(z, y, temperature=0.2), z)
+        return losses, pulled_back(jax.numpy.full_like(losses, 1 / len(losses)))[0]
+
+    losses, gradient = loss_and_gradient(z, y)
+    slope = float(np.sum(np.asarray(gradient) * along))
     step = 1e-5
     ends = [reference(features + sign * step * along, labels, 0.2).mean() for sign in (1, -1)]
     expected, slope_expected = reference(features, labels, 0.2), (ends[0] - ends[1]) / (2 * step)
@@ -85,12 +89,16 @@ def check(device: jax.Device) -> tuple[float, float]:
     return float(max(errors)), time.perf_counter() - start
 
 
+def _devices(debug: bool) -> list[jax.Device]:
+    try:
+        return jax.devices()
+    except RuntimeError as error:  # the platform of JAX_PLATFORMS is not here
+        fail(error, debug)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; it needs no more than the losses do."""
-    argparse.ArgumentParser(
-        prog="python -m supcon_jax.doctor",
-        description="Versions, devices, what is missing, and a test of the loss on every device.",
-    ).parse_args(arguments)
+    debug = parser("doctor", __doc__).parse_args(arguments).debug
     found = versions()
     for name, version in found:
         print(f"{name:24} {version}")
@@ -98,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print('\nFor training: pip install "supcon-jax[train]"; the loss alone needs jax only.')
     wrong = False
     print()
-    for device in jax.devices():
+    for device in _devices(debug):
         error, seconds = check(device)
         wrong |= not error < TOLERANCE
         said = f"loss {'right' if error < TOLERANCE else 'WRONG'}, error {error:.1e}"
