@@ -404,7 +404,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument(
         "--from_dir",
         help="folder with the source files as published, or for fashion_mnist "
-        f"{DEBIAN_DIR} of the Debian package dataset-fashion-mnist (without it they are downloaded)",
+        f"{DEBIAN_DIR} of the Debian package dataset-fashion-mnist (else they are downloaded)",
     )
     options = command.parse_args(argv)
     try:
