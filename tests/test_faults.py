@@ -185,7 +185,8 @@ def test_signal_saves_and_says_how_to_go_on(whole, tmp_path, number):
 def test_sigterm_does_not_wait_for_a_compiler(tmp_path):
     """The first step stays outside of Python, where no handler runs."""
     process = start(tmp_path, "--block")
-    process.stdout.readline()  # the scores before the first step
+    assert "blocked\n" in iter(process.stdout.readline, "")
+    time.sleep(1)  # it says so in Python
     process.send_signal(signal.SIGTERM)
     try:
         out = process.communicate(timeout=30)[0]

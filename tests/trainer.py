@@ -68,7 +68,9 @@ def block():
 
     def endless(state, batch):
         same = jax.jit(lambda x: jax.lax.while_loop(lambda x: x > 0, jnp.abs, x))
-        return jax.block_until_ready(same(1.0))
+        compiled = same.lower(1.0).compile()
+        print("blocked", flush=True)
+        return jax.block_until_ready(compiled(1.0))
 
     train.build_stage = lambda *arguments: replace(build(*arguments), train_step=endless)
 
