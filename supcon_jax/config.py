@@ -27,7 +27,6 @@ STAGES = ("supcon", "simclr", "linear", "cross_entropy", "finetune")
 # What the result does not depend on: paths, logging, and what the hardware allows.
 NOT_HASHED = (
     "data.dir",
-    "data.memory_limit_gb",
     "data.workers",
     "data.on_error",  # or a run that it stopped could not go on with the other choice
     "model.remat",
@@ -72,7 +71,7 @@ def base(recipe: str = "supcon") -> ConfigDict:
                 std=(0.5, 0.5, 0.5),  # then divided by, one a channel
                 memory_limit_gb=4.0,  # a split up to this size is kept decoded; others are streamed
                 workers=-1,  # processes that decode streamed images; -1: one a core, 0: threads
-                on_error="error",  # of a streamed image; skip: the next of its batch replaces it
+                on_error="error",  # of an image that cannot be decoded; skip: go on without it
                 fraction=1.0,  # share of each class's training images that is used, always the same
                 per_class=0,  # training images of each class; 0: all
                 imbalance=1.0,  # images of the first class over those of the last, an even decay

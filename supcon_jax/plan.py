@@ -60,13 +60,13 @@ class StagePlan:
         return self.step.peak if isinstance(self.step, Figures) else self.step.needed
 
 
-def report(config: ConfigDict, topology: str = "", memory_gb: float = 0.0) -> str:
+def report(config: ConfigDict, topology: str = "", memory_gb: float | None = None) -> str:
     """The table of `--plan`.
 
     Args:
       config: of a recipe file.
       topology: TPU slice to compile for, such as "v5e:16x16"; "": the devices that are here.
-      memory_gb: of a device, in 1e9 bytes; the largest batch that fits is searched for; 0: not.
+      memory_gb: of a device, in 1e9 bytes; the largest batch that fits is searched for; None: not.
 
     Returns:
       Lines of at most 80 columns, a column for each stage.
@@ -75,7 +75,7 @@ def report(config: ConfigDict, topology: str = "", memory_gb: float = 0.0) -> st
       ValueError: a wrong configuration, topology or memory, or a batch size that the devices cannot
         share.
     """
-    if not 0 <= memory_gb < math.inf:
+    if memory_gb is not None and not 0 < memory_gb < math.inf:
         raise ValueError(
             f"--memory_gb must be positive and finite, the memory of one device in GB, such as 16; "
             f"got {memory_gb}"
@@ -86,7 +86,7 @@ def report(config: ConfigDict, topology: str = "", memory_gb: float = 0.0) -> st
     mesh = make_mesh(topology)
     plans = [plan_stage(config, name, mesh) for name in config.stages]
     largest = None
-    if memory_gb:
+    if memory_gb is not None:
         find = partial(largest_batch, config, mesh=mesh, limit=memory_gb * 1e9)
         largest = [find(plan) for plan in plans]
     where = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"

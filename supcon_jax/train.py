@@ -301,7 +301,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("plan", False, "Print what the recipe needs and sends; train nothing.")
     flags.DEFINE_string("topology", "", "Plan for a TPU slice, such as v5e:16x16.")
-    flags.DEFINE_float("memory_gb", 0.0, "Plan, and find the largest batch that fits.")
+    flags.DEFINE_float("memory_gb", None, "Plan, and find the largest batch that fits.")
     flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 
 
@@ -361,7 +361,7 @@ def main(argv: list[str]) -> None:
     given = flags.FLAGS
     workdir = Path(given.workdir)
     with command.running(given.debug):
-        if given.plan or given.topology or given.memory_gb:  # each asks for a plan
+        if given.plan or given.topology or given.memory_gb is not None:  # each asks for a plan
             print(plan.report(given.config, given.topology, given.memory_gb))
             return
         place = (given.coordinator, given.num_processes, given.process_id)

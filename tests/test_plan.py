@@ -293,7 +293,7 @@ def test_topologies_that_cannot_be_had_say_what_to_do(said, expected, monkeypatc
         programs.tpu_devices("v9:2x2")
 
 
-@pytest.mark.parametrize("memory_gb", [math.nan, math.inf, -math.inf, -1.0])
+@pytest.mark.parametrize("memory_gb", [math.nan, math.inf, -math.inf, -1.0, 0.0])
 def test_memory_is_positive_and_finite(memory_gb):
     message = f"^--memory_gb must be positive and finite, .*; got {memory_gb}$"
     with pytest.raises(ValueError, match=message):
