@@ -15,8 +15,6 @@ For an anchor i (one view of one sample), with similarities s_ia = z_i . z_a / t
     "only_negatives"  sum over N(i), which is the supervised form of DCL (arXiv:2110.06848)
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
@@ -241,29 +239,9 @@ def contrastive_losses(
     else:
         compared = blockwise.Compared(anchors.ids, contrast.ids, weights, extra)
         whole = axis_name is None and contrast_mode == "all"
-        values = _in_blocks(plan, anchors, contrast, vary_with(scale, features), compared, whole)
+        scale = vary_with(scale, features)
+        values = symmetric.losses_in_blocks(plan, anchors, contrast, scale, compared, whole)
     return values.reshape(batch, -1).mean(-1)
-
-
-def _in_blocks(
-    plan: blockwise.Plan,
-    anchors: Rows,
-    contrast: Rows,
-    scale: Array,
-    compared: blockwise.Compared,
-    whole: bool,
-) -> Float[Array, " anchors"]:
-    """The loss of each anchor; `whole`: the anchors are the contrast set."""
-    of_all_pairs = partial(
-        blockwise.anchor_losses, plan, anchors.features, contrast.features, scale, compared
-    )
-    if not (whole and symmetric.is_enough(plan, compared)):
-        return of_all_pairs()
-    return jax.lax.cond(
-        symmetric.is_bounded(anchors.features, scale),
-        lambda: symmetric.symmetric_losses(plan, anchors, scale),
-        of_all_pairs,
-    )
 
 
 def _dense(

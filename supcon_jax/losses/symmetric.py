@@ -16,24 +16,43 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from supcon_jax.losses.blockwise import Compared, Plan, as_factor, blocks, product
+from supcon_jax.losses.blockwise import Compared, Plan, anchor_losses, as_factor, blocks, product
 from supcon_jax.losses.pairs import Rows, of_class
 
 WIDEST = 60.0  # range of the similarities that exp holds, with room for sums and gradients
 
 
-def is_enough(plan: Plan, compared: Compared) -> bool:
-    """Whether the loss of a batch against itself is Eq. 2 and nothing else."""
-    plain = plan.denominator_mode == "all" and not plan.inside and not plan.beta
-    return plain and plan.kept is None and compared.weights is None and compared.queue is None
+def losses_in_blocks(
+    plan: Plan, anchors: Rows, contrast: Rows, scale: Array, compared: Compared, whole: bool
+) -> Float[Array, " anchors"]:
+    """The loss of each anchor: from half of the pairs where they are enough, else from all.
+
+    `whole`: the anchors are the contrast set.
+    """
+    of_all_pairs = partial(
+        anchor_losses, plan, anchors.features, contrast.features, scale, compared
+    )
+    if not (whole and _is_plain(plan, compared)):
+        return of_all_pairs()
+    return jax.lax.cond(
+        _is_bounded(anchors.features, scale),
+        lambda: _symmetric_losses(plan, anchors, scale),
+        of_all_pairs,
+    )
 
 
-def is_bounded(features: Float[Array, "rows dim"], scale: Array) -> Array:
+def _is_plain(plan: Plan, compared: Compared) -> bool:
+    """Whether the loss is Eq. 2 of the batch and nothing else."""
+    paper = plan.denominator_mode == "all" and not plan.inside and not plan.beta
+    return paper and plan.kept is None and compared.weights is None and compared.queue is None
+
+
+def _is_bounded(features: Float[Array, "rows dim"], scale: Array) -> Array:
     """Whether all similarities lie so close together that one shift serves them all."""
     return 2 * _bound(features, scale) <= WIDEST
 
 
-def symmetric_losses(plan: Plan, rows: Rows, scale: Array) -> Float[Array, " rows"]:
+def _symmetric_losses(plan: Plan, rows: Rows, scale: Array) -> Float[Array, " rows"]:
     """The loss of each row against all others, for similarities that are bounded (see there)."""
     wide = rows.features.astype(scale.dtype)
     positives = of_class(rows.ids.label, jnp.ones_like(wide[:, 0])) - 1
