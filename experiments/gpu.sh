@@ -94,10 +94,11 @@ speeds="$out/experiments/benchmarks/$scale"
 mkdir -p "$speeds"
 tests="tests/losses tests/test_steps.py" first=cifar10 second=tiny_imagenet32 seeds=3
 speed="--batch 1024 --steps 20 --compile" loss= cache= augment= compile=--compile
+memory="--config cifar10_resnet18 --batch 1024"
 if [ "$scale" = smoke ]; then
   tests=tests/losses/test_masks.py first=digits second=digits seeds=1
   speed="--batch 4 --steps 1" loss="--sizes 64 --turns 1 --side 64" compile=
-  cache="--batch 4 --parts 2 --width 0.0625 --turns 1"
+  cache="--batch 4 --parts 2 --width 0.0625 --turns 1" memory="--config digits --batch 64"
   augment="--sizes 32 --policies crop_flip --width 0.0625 --turns 1"
 fi
 # without this project's options for pytest: they need beartype, and no warning of any JAX
@@ -118,6 +119,7 @@ experiment cifar10-seeds classification --seeds $seeds --only "$first: SupCon" "
 have torch pytorch && one pytorch python -m experiments.pytorch.train --scale "$scale" \
   --data "$out/data" --scratch "$out/runs-pytorch" --out "$out/experiments/pytorch" $compile
 one gradient_cache python experiments/benchmarks/gradient_cache.py $cache --out "$speeds"
+one memory python experiments/scaling/memory.py $memory  # its record is the log's last line
 experiment corruptions corruptions --seeds $seeds
 have sklearn augment && one augment python experiments/benchmarks/augment.py $augment --out "$speeds"
 

@@ -22,6 +22,7 @@ STEPS = {
     "learning_rate",
     "cifar10-seeds",
     "gradient_cache",
+    "memory",
     "corruptions",
     "augment",
 }

@@ -86,11 +86,12 @@ def main() -> None:
         jax.block_until_ready(state)
     record = {"config": options.config, "batch": options.batch, "planned": planned}
     record["grown"] = grown()
+    record["command"] = f"memory.py --config {options.config} --batch {options.batch}"
+    line = json.dumps(record | circumstances())
     if options.record:
-        command = f"memory.py --config {options.config} --batch {options.batch} --record"
         with Path(__file__).with_suffix(".jsonl").open("a") as file:
-            file.write(json.dumps({**record, "command": command, **circumstances()}) + "\n")
-    print(json.dumps(record))
+            file.write(line + "\n")
+    print(line)
 
 
 if __name__ == "__main__":
