@@ -27,6 +27,7 @@ from hardware import CHIPS, floor
 HERE = Path(__file__).parent
 RECORDS = HERE / "records.jsonl"
 WRITTEN = ("records.jsonl", "table.md", "scaling.png")
+VIEWS, DIM = 2, 128  # of the published recipes
 KEY = (
     "topology",
     "config",
@@ -114,14 +115,16 @@ def read() -> list[dict[str, Any]]:
 def table(records: list[dict[str, Any]]) -> str:
     """One row a record, in Markdown."""
     names = ["topology", "recipe", "images", "exchange", "block", "remat", "parts", "GB a chip",
-             "TFLOP", "MB sent", "floor ms", "limit"]  # fmt: skip
+             "TFLOP", "GB moved", "MB sent", "floor ms", "limit"]  # fmt: skip
     lines = [
         "| " + " | ".join(names) + " |",
-        "| --- | --- | ---: | --- |" + " ---: |" * 7 + " --- |",
+        "| --- | --- | ---: | --- |" + " ---: |" * 8 + " --- |",
     ]
+    moved = bytes_moved(records)
     for record in sorted(records, key=_place):
         found = record["loss" if record["loss_only"] else "step"]
-        recipe = Path(record["config"]).stem + (", loss alone" if record["loss_only"] else "")
+        recipe = Path(record["config"]).stem
+        recipe += ", loss alone" * record["loss_only"] + ", plain" * record["plain"]
         block, remat = str(record["block_size"] or "auto"), "yes" if record["remat"] else "no"
         cells = [
             record["topology"],
@@ -132,37 +135,68 @@ def table(records: list[dict[str, Any]]) -> str:
             remat,
             str(record["micro_batches"]),
         ]
-        lines += ["| " + " | ".join([*cells, *_figures(record, found)]) + " |"]
+        lines += ["| " + " | ".join([*cells, *_figures(record, found, moved)]) + " |"]
     return "\n".join(lines) + "\n"
 
 
 def _place(record: dict[str, Any]) -> tuple[Any, ...]:
     return (record["loss_only"], record["config"], record["topology"].partition(":")[0],
             record["chips"], record["batch"], record["exchange"], record["remat"],
-            record["micro_batches"])  # fmt: skip
+            record["micro_batches"], record["plain"])  # fmt: skip
 
 
-def _figures(record: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def _figures(record: dict[str, Any], found: dict[str, Any], moved: dict[Any, float]) -> list[str]:
     if not found["fits"]:
-        return [f"needs {found['peak'] / 1e9:.1f} of {found['available'] / 1e9:.1f}", *["-"] * 4]
-    if record["micro_batches"] > 1:  # XLA counts the operations of a loop's body once
-        sent = f"{found['sent'] / 1e6:.1f}"
-        return [f"{found['peak'] / 1e9:.3g}", "-", sent, "-", "-"]
-    seconds, limit = least(record, found)
+        return [f"needs {found['peak'] / 1e9:.1f} of {found['available'] / 1e9:.1f}", *["-"] * 5]
+    memory, sent = f"{found['peak'] / 1e9:.3g}", f"{found['sent'] / 1e6:.1f}"
+    program = "loss" if record["loss_only"] else "step"
+    if (lower := least(record, program, moved)) is None:
+        return [memory, "-", "-", sent, "-", "-"]
+    seconds, limit = lower
+    flops, touched = work(record, program, moved)
     return [
-        f"{found['peak'] / 1e9:.3g}",
-        f"{found['flops'] / 1e12:.3g}",
-        f"{found['sent'] / 1e6:.1f}",
+        memory,
+        f"{flops / 1e12:.3g}",
+        f"{touched / 1e9:.3g}",
+        sent,
         f"{1e3 * seconds:.3g}",
         limit,
     ]
 
 
-def least(record: dict[str, Any], found: dict[str, Any]) -> tuple[float, str]:
-    """The floor of a program's time; all its memory but the arguments is written and read."""
+def bytes_moved(records: list[dict[str, Any]]) -> dict[Any, float]:
+    """What the plain steps read and write, by what they are of."""
+    plain = [record for record in records if record["plain"] and record["step"]["fits"]]
+    return {_of(record): record["step"]["accessed"] for record in plain}
+
+
+def _of(record: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(record[name] for name in KEY if name not in ("loss_only", "plain"))
+
+
+def work(record: dict[str, Any], program: str, moved: dict[Any, float]) -> tuple[float, float]:
+    """Operations of a program, and bytes of memory that it reads and writes.
+
+    XLA counts the body of a loop once, so of the loss in blocks or around the ring the operations
+    are those of its three products, 6 N^2 D over the chips, and the bytes at least its arguments
+    and twice its other memory.
+    """
+    found = record[program]
+    if program == "step":
+        return found["flops"], moved[_of(record)]
+    products = 6 * (VIEWS * record["batch"]) ** 2 * DIM / record["chips"]
+    once = found["arguments"] + 2 * (found["peak"] - found["arguments"])
+    return max(found["flops"], products), max(found["accessed"], once)
+
+
+def least(
+    record: dict[str, Any], program: str, moved: dict[Any, float]
+) -> tuple[float, str] | None:
+    """The floor of a program's time and its limit; None where the bytes are not known."""
+    if program == "step" and (record["micro_batches"] > 1 or _of(record) not in moved):
+        return None
     chip = CHIPS[record["topology"].partition(":")[0]]
-    touched = found["arguments"] + 2 * (found["peak"] - found["arguments"])
-    return floor(chip, found["flops"], touched, found["sent"])
+    return floor(chip, *work(record, program, moved), record[program]["sent"])
 
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
@@ -174,14 +208,16 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.ticker import LogLocator
 
     figure, panels = plt.subplots(2, 2, figsize=(11, 9.5), sharex="col", layout="constrained")
+    moved = bytes_moved(records)
     for column, (program, title) in enumerate((("step", "whole step"), ("loss", "loss alone"))):
         lines: dict[str, list[tuple[int, float, float]]] = {}
         for record in records:
             found = record.get(program)
-            if found and found["fits"] and record["micro_batches"] == 1:
-                name = _line(record, program)
-                point = (record["chips"], 1e3 * least(record, found)[0], found["peak"] / 1e9)
-                lines.setdefault(name, []).append(point)
+            if not (found and found["fits"]) or (program == "step" and not record["plain"]):
+                continue
+            if (lower := least(record, program, moved)) is not None:
+                point = (record["chips"], 1e3 * lower[0], found["peak"] / 1e9)
+                lines.setdefault(_line(record, program), []).append(point)
         for place, (name, points) in enumerate(sorted(lines.items())):
             chips, floors, memory = zip(*sorted(set(points)), strict=True)
             style = dict(marker="os^v"[place % 4], color=f"C{place % 10}", alpha=0.8, label=name)
