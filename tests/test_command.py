@@ -2,7 +2,6 @@
 
 import ast
 import re
-import signal
 import subprocess
 import sys
 
@@ -297,7 +296,7 @@ def test_a_platform_that_is_not_here_is_one_line(monkeypatch, capsys):
 
 def test_ctrl_c_promises_nothing_where_nothing_is_kept(capsys):
     with pytest.raises(SystemExit) as stopped, command.running(debug=False):
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt
     assert stopped.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
 

@@ -133,6 +133,8 @@ def experiment(training, tmp_path, monkeypatch):
 
     def command(*options, scratch="scratch", **changes):
         folders = ["--scratch", str(tmp_path / scratch), "--out", str(tmp_path / "out")]
+        # a test's worker has no file
+        monkeypatch.setattr(sys.modules["__main__"], "__file__", "run.py", raising=False)
         monkeypatch.setattr(sys, "argv", ["run.py", "--scale", "cpu", *folders, *options])
         drawn = {"draw": lambda record, file: file.write_text(str(record["workdirs"]))}
         runner.main(settings, [CLAIM], **(drawn | changes))
