@@ -52,7 +52,7 @@ def contrastive(
       axis_name: mapped axis that the batch is split over.
 
     Returns:
-      Losses `[b]`; weights `[b]`, 0 where there is no positive; and `contrastive_metrics`.
+      Losses `[b]`; weights `[b]`, 0 where a loss has no value; and `contrastive_metrics`.
     """
     labels = batch["label"] if use_labels else None
     options: dict[str, Any] = dict(
