@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,7 +44,7 @@ ENDLESS = "--config.supcon.epochs=400"
 ON_THE_WAY = "the same command goes on from the last checkpoint"
 
 
-def start(workdir, *arguments, devices=8):
+def start(workdir, *arguments, devices=8, environment=None):
     flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
     flags.append(f"--xla_force_host_platform_device_count={devices}")
     small = [f"--config.{name}={value}" for name, value in SMALL.items()]
@@ -53,7 +53,7 @@ def start(workdir, *arguments, devices=8):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "XLA_FLAGS": " ".join(flags)},
+        env={**os.environ, "XLA_FLAGS": " ".join(flags), **(environment or {})},
         cwd=TRAINER.parent.parent,
     )
 
@@ -211,21 +211,58 @@ def test_looks_that_a_signal_breaks_off_are_made_up_for(whole, tmp_path):
     assert_same_run(tmp_path, whole)
 
 
+FIRST_PORT = 65535 - 2**12 + 1  # JAX takes one of the last 2^12, by the number of the job
+
+
 def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    for port in random.SystemRandom().sample(range(FIRST_PORT, 65536), 100):
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
 
 
-def start_process(workdir, address, count, index, *arguments):
-    place = (f"--coordinator={address}", f"--num_processes={count}", f"--process_id={index}")
-    return start(workdir, *arguments, *place, devices=1)
+def place_by_flags(port, count, index):
+    address = f"127.0.0.1:{port}"
+    flags = (f"--coordinator={address}", f"--num_processes={count}", f"--process_id={index}")
+    return flags, {}
 
 
-def run_processes(workdir, count, *arguments):
-    """The same run as `count` processes with one device each."""
-    address = f"127.0.0.1:{free_port()}"
-    started = [start_process(workdir, address, count, i, *arguments) for i in range(count)]
+def place_by_slurm(port, count, index):
+    """What srun tells a task."""
+    return ("--distributed",), {
+        "SLURM_JOB_ID": f"{port - FIRST_PORT}",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": f"{count}",
+        "SLURM_PROCID": f"{index}",
+        "SLURM_LOCALID": f"{index}",
+    }
+
+
+def place_by_open_mpi(port, count, index):
+    """What mpirun tells a process."""
+    job = 2**12 * (port - FIRST_PORT)
+    return ("--distributed",), {
+        "OMPI_MCA_orte_hnp_uri": f"{job}.0;tcp://127.0.0.1,10.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": f"{count}",
+        "OMPI_COMM_WORLD_RANK": f"{index}",
+        "OMPI_COMM_WORLD_LOCAL_RANK": f"{index}",
+    }
+
+
+def start_processes(workdir, count, arguments, place=place_by_flags):
+    """The same run as `count` processes with one device each; arguments of all, or of each."""
+    port = free_port()
+    started = []
+    for index in range(count):
+        flags, environment = place(port, count, index)
+        own = arguments[index] if isinstance(arguments, list) else arguments
+        started.append(start(workdir, *own, *flags, devices=1, environment=environment))
+    return started
+
+
+def run_processes(workdir, count, *arguments, place=place_by_flags):
+    started = start_processes(workdir, count, arguments, place)
     try:
         return [finish(process) for process in started]
     finally:
@@ -259,9 +296,12 @@ def single(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_end_in_the_parameters_of_one(single, tmp_path, count):
-    printed = run_processes(tmp_path / "run", count, "--float64")
+@pytest.mark.parametrize(
+    ("count", "place"),
+    [(2, place_by_flags), (2, place_by_slurm), (2, place_by_open_mpi), (4, place_by_flags)],
+)
+def test_processes_end_in_the_parameters_of_one(single, tmp_path, count, place):
+    printed = run_processes(tmp_path / "run", count, "--float64", place=place)
     assert_close_run(tmp_path / "run", single)
     assert all("supcon 10/10" not in out for out in printed[1:])  # one of them talks
 
@@ -269,8 +309,7 @@ def test_processes_end_in_the_parameters_of_one(single, tmp_path, count):
 @pytest.mark.slow
 def test_processes_stop_together(tmp_path):
     """A SIGTERM to one of them, as when its host is taken away."""
-    address = f"127.0.0.1:{free_port()}"
-    both = [start_process(tmp_path, address, 2, index, ENDLESS) for index in range(2)]
+    both = start_processes(tmp_path, 2, (ENDLESS,))
     wait_for_metrics(both[0], tmp_path)
     since = time.perf_counter()
     both[1].send_signal(signal.SIGTERM)
@@ -285,9 +324,9 @@ def test_processes_stop_together(tmp_path):
 @pytest.mark.slow
 def test_death_of_one_process_ends_the_others(single, tmp_path):
     """They notice it by themselves, and all go on together later."""
-    workdir, address = tmp_path / "run", f"127.0.0.1:{free_port()}"
-    left = start_process(workdir, address, 2, 0, "--float64")
-    dying = start_process(workdir, address, 2, 1, "--float64", "--die", "step:7")
+    workdir = tmp_path / "run"
+    each = [("--float64",), ("--float64", "--die", "step:7")]
+    left, dying = start_processes(workdir, 2, each)
     finish(dying, -signal.SIGKILL)
     left.communicate(timeout=300)
     assert left.returncode != 0
