@@ -9,6 +9,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
 from logging import getLogger
 from pathlib import Path
 from typing import Any, TypeVar
@@ -127,6 +128,20 @@ class Checkpoints:
             ) from error
 
 
+def check_path(folder: Path) -> None:
+    """Refuse a folder whose checkpoints would not be found again: Orbax reads paths as patterns.
+
+    Raises:
+      ValueError: its absolute path has a backslash, or letters in brackets.
+    """
+    path = str(folder.absolute())
+    if "\\" in path or not fnmatchcase(path, path):
+        raise ValueError(
+            f"no checkpoint can be read from {path}, because of the brackets or the backslash in "
+            "its name: use another --workdir, or rename it"
+        )
+
+
 def load(directory: Path, step: int, like: PyTree) -> TrainState:
     """The state of a stage at one step, to use it elsewhere; nothing is written.
 
@@ -137,8 +152,10 @@ def load(directory: Path, step: int, like: PyTree) -> TrainState:
 
     Raises:
       FileNotFoundError: that step is not there.
-      ValueError: it is damaged, or of another model; the message has the differences.
+      ValueError: it is damaged, or of another model; the message has the differences. Or see
+        `check_path`.
     """
+    check_path(directory)
     last = (directory / "last").absolute()
     if not (last / str(step)).is_dir():
         raise FileNotFoundError(f"no checkpoint {last / str(step)}: the run has moved or not ended")

@@ -21,7 +21,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: only the loss is installed here; the commands need supcon-jax[train]")
 
-from supcon_jax.interruption import Stopped
+from supcon_jax.interruption import GO_ON, Stopped
 from supcon_jax.logs import warn
 from supcon_jax.terminal import fail as fail
 from supcon_jax.terminal import parser as parser
@@ -78,11 +78,11 @@ def errors_in_one_line(debug: bool) -> Iterator[None]:
         first = (str(error) or "out of memory").splitlines()[0][:200].rstrip(".")
         fail(MemoryError(f"{first}. {TOO_LARGE}"), debug)
     except Stopped as stopped:
-        warn(f"{stopped}; the same command goes on from the last checkpoint")
+        warn(f"{stopped}; {GO_ON}")
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:  # where nothing is kept, or of one of several processes
         several = jax.distributed.is_initialized()
-        goes_on = "; the same command goes on from the last checkpoint" if several else ""
+        goes_on = f"; {GO_ON}" if several else ""
         warn(f"interrupted{goes_on}")
         sys.exit(128 + signal.SIGINT)
 

@@ -31,7 +31,7 @@ def fit_to_images(config: ConfigDict) -> list[str]:
     Returns:
       Lines of at most 80 columns, but for long paths, that say what was chosen and why, and what
       is odd about the images. Without a folder the choice is for ImageNet, as a plan needs it, and
-      the line says to set the folder.
+      nothing is said.
 
     Raises:
       FileNotFoundError: no folder, or no class folders in it.
@@ -44,7 +44,7 @@ def fit_to_images(config: ConfigDict) -> list[str]:
     _check_enough(found, data.dir)
     lines = [*_fit_data(config, found), *_fit_size(config, found), *_fit_stages(config, found)]
     if not data.dir:
-        return ["set --config.data.dir=PATH to the folder of your images"]
+        return []
     return [part for line in [*lines, *_oddities(config, found)] for part in _wrapped(line)]
 
 

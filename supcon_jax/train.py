@@ -37,7 +37,7 @@ from ml_collections import ConfigDict, config_flags
 
 from supcon_jax import config as configuration
 from supcon_jax import parallel, plan, report
-from supcon_jax.checkpoints import Checkpoints
+from supcon_jax.checkpoints import Checkpoints, check_path
 from supcon_jax.data import pipeline
 from supcon_jax.evaluation.embed import Embedded, embed, knn_accuracy, top_k_accuracy
 from supcon_jax.fitting import fit_to_images
@@ -87,6 +87,7 @@ def train_and_evaluate(
             warn(line)
     validate(config)
     workdir, plain = Path(workdir), configuration.used(config)
+    check_path(workdir)
     with ExitStack() as stack:
         interruptions = stack.enter_context(Interruptions().caught())
         mesh = parallel.make_mesh()

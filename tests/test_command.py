@@ -25,20 +25,8 @@ from supcon_jax import (
     terminal,
     train,
 )
+from supcon_jax.__main__ import COMMANDS
 from supcon_jax.data import prepare
-
-COMMANDS = (
-    "train",
-    "evaluate",
-    "embed",
-    "predict",
-    "search",
-    "explore",
-    "export",
-    "report",
-    "doctor",
-    "data.prepare",
-)
 
 
 def run(*arguments):
@@ -65,7 +53,10 @@ def test_the_package_as_a_command_lists_the_commands():
     done = run("-m", "supcon_jax")
     lines = done.stdout.splitlines()
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.findall(r"supcon_jax\.([\w.]+)", done.stdout) == list(COMMANDS)
+    package = ROOT / "supcon_jax"
+    commands = {p for p in package.rglob("*.py") if "if __name__ ==" in p.read_text()}
+    names = {".".join(p.relative_to(package).with_suffix("").parts) for p in commands}
+    assert set(re.findall(r"supcon_jax\.([\w.]+)", done.stdout)) == names - {"__main__"}
     assert "    Class and probability of images, by the classifier of a finished run." in lines
     assert len(lines) <= 24 and max(map(len, lines)) <= 80
 
@@ -262,6 +253,21 @@ def test_bad_weights_of_a_training_are_one_line(places, tmp_path):
                f"--workdir={tmp_path / 'run'}")  # fmt: skip
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1 and line.startswith(f"error: {places / 'w.pth'}: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--config digits --workdir {tmp}/a[1]", "no checkpoint can be read from {tmp}/a[1], "),
+        ("--config folder --workdir {tmp}/run", "no folder of images is given: set --config.data"),
+    ],
+)
+def test_a_training_that_cannot_begin_is_one_line(tmp_path, flags, message):
+    new = tmp_path / "new"
+    done = run("-m", "supcon_jax.train", *flags.replace("{tmp}", str(new)).split())
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and line.startswith("error: " + message.replace("{tmp}", str(new)))
+    assert not new.exists()
 
 
 @pytest.mark.parametrize("debug", [False, True])

@@ -22,7 +22,7 @@ import pytest
 
 from supcon_jax import config as configuration
 from supcon_jax import parallel, stages
-from supcon_jax.checkpoints import LATER, NOTE, Checkpoints, leaves, load
+from supcon_jax.checkpoints import LATER, NOTE, Checkpoints, check_path, leaves, load
 from supcon_jax.logs import read_metrics
 from supcon_jax.state import TrainState, from_variables
 
@@ -562,6 +562,23 @@ def two_saved(tmp_path):
             checkpoints.offer(tiny(step), score)
     assert {p.name for p in folder.glob("*/*")} == {"5", "10"}
     return folder
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's
+@pytest.mark.parametrize("name", ["a[1]", "[ab]", "a\\1b", "a[b", "[]", "a?b*", "$a %41 ~{b}:#"])
+def test_paths_that_are_patterns_are_refused(tmp_path, name):
+    """Where Orbax would not find its checkpoints again, and nowhere else."""
+    with closing(Checkpoints(tmp_path / name, keep=1)) as checkpoints:
+        checkpoints.save(tiny(5))
+    with closing(Checkpoints(tmp_path / name, keep=1)) as checkpoints:
+        if name in ("a[1]", "[ab]", "a\\1b"):
+            with pytest.raises(ValueError, match="no usable checkpoint"):
+                checkpoints.restore(tiny(0), warn=lambda line: None)
+            with pytest.raises(ValueError, match="brackets or the backslash in its name: use an"):
+                check_path(tmp_path / name)
+        else:
+            assert int(checkpoints.restore(tiny(0)).step) == 5
+            check_path(tmp_path / name)
 
 
 SCORES = {

@@ -164,10 +164,11 @@ def test_few_images_fit_in_the_batch(make):
     assert "epochs=300, which are 300 steps" in said
 
 
-def test_without_a_folder_only_the_folder_is_asked_for():
+def test_without_a_folder_the_choice_is_for_a_plan():
     config, said = fitted("")
-    assert said == "set --config.data.dir=PATH to the folder of your images"
-    assert config.supcon.batch_size == 1024  # for a plan
+    assert said == "" and config.supcon.batch_size == 1024
+    with pytest.raises(FileNotFoundError, match="no folder of images is given: set"):
+        stages.open_data(config)
 
 
 def test_what_is_refused(make, tmp_path):

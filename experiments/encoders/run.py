@@ -24,6 +24,7 @@ ENCODERS = {
 PUBLISHED = {f"ResNet-{depth}": f"resnet{depth}" for depth in (50, 101, 200)}  # recipe files
 ADAMW = {"optimizer.name": "adamw", "optimizer.weight_decay_kind": "decoupled",
          "optimizer.weight_decay": 0.05, "schedule.learning_rate": 1e-3}  # fmt: skip
+PART = 0.2  # of the length of training, for a ViT at the cpu scale: its steps take so much longer
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
@@ -37,8 +38,13 @@ def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
     found = {}
     for encoder, fields in ENCODERS[scale].items():
         for name, recipe in RECIPES.items():
-            adamw = {f"{recipe}.{k}": v for k, v in ADAMW.items() if "ViT" in encoder}
-            found[f"{encoder}: {name}"] = with_fields(base(scale, recipe, data), fields | adamw)
+            config = with_fields(base(scale, recipe, data), fields)
+            if "ViT" in encoder:
+                stage = config[recipe]
+                with_fields(stage, ADAMW)
+                for length in ("epochs", "warmup_epochs") if scale == "cpu" else ():
+                    stage[length] *= PART
+            found[f"{encoder}: {name}"] = config
     return found
 
 

@@ -315,13 +315,17 @@ def _digits(split: str, *, shape: tuple[int, int, int], **_: Any) -> Source:
 
 def _folder(split: str, *, directory: str, shape: tuple[int, int, int], **_: Any) -> Source:
     """Images in `directory/split/class/image`, in any format that Pillow reads."""
+    if not directory:
+        raise FileNotFoundError(
+            "no folder of images is given: set --config.data.dir=PATH, with PATH/SPLIT/CLASS/IMAGE"
+        )
     root = Path(directory).expanduser()
     folder = root / split
-    if not directory or not folder.is_dir():
+    if not folder.is_dir():
         there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         raise FileNotFoundError(
             f"no image folder {folder}: expected {root}/SPLIT/CLASS/IMAGE"
-            + (f", found the splits {', '.join(there)}" if there and directory else "")
+            + (f", found the splits {', '.join(there)}" if there else "")
             + "; set --config.data.dir and the names of its splits, --config.data.train_split and "
             "--config.data.test_split"
         )
