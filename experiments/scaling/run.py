@@ -9,7 +9,8 @@
 The whole step of the first stage is compiled for every topology, batch, exchange and block size,
 and the objective's value and gradient alone beside it; --plain leaves out the augmentation, whose
 lookups XLA counts as if each read its whole array. Nothing is run. One line of records.jsonl
-is one compilation; what is there already is not compiled again. Writes table.md and scaling.png.
+is one compilation; what is there already is not compiled again. Writes table.md, its whole steps
+into README.md, and scaling.png.
 """
 
 import argparse
@@ -26,7 +27,8 @@ from hardware import CHIPS, floor
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records.jsonl"
-WRITTEN = ("records.jsonl", "table.md", "scaling.png")
+WRITTEN = ("records.jsonl", "table.md", "README.md", "scaling.png")
+BEGIN, END = "<!-- from the records -->", "<!-- end of the records -->"
 VIEWS, DIM = 2, 128  # of the published recipes
 KEY = (
     "topology",
@@ -112,22 +114,23 @@ def read() -> list[dict[str, Any]]:
     return [{"micro_batches": 1, "plain": False, **json.loads(line)} for line in lines]
 
 
-def table(records: list[dict[str, Any]]) -> str:
-    """One row a record, in Markdown."""
-    names = ["topology", "recipe", "images", "exchange", "block", "remat", "parts", "GB a chip",
-             "TFLOP", "GB moved", "MB sent", "floor ms", "limit"]  # fmt: skip
+def table(shown: list[dict[str, Any]], records: list[dict[str, Any]]) -> str:
+    """One row a shown record, in Markdown; floors need the others."""
+    names = ["topology", "chips", "recipe", "images", "exchange", "block", "remat", "parts",
+             "GB a chip", "TFLOP", "GB moved", "MB sent", "floor ms", "limit"]  # fmt: skip
     lines = [
         "| " + " | ".join(names) + " |",
-        "| --- | --- | ---: | --- |" + " ---: |" * 8 + " --- |",
+        "| --- | ---: | --- | ---: | --- |" + " ---: |" * 8 + " --- |",
     ]
     moved = bytes_moved(records)
-    for record in sorted(records, key=_place):
+    for record in sorted(shown, key=_place):
         found = record["loss" if record["loss_only"] else "step"]
         recipe = Path(record["config"]).stem
         recipe += ", loss alone" * record["loss_only"] + ", plain" * record["plain"]
         block, remat = str(record["block_size"] or "auto"), "yes" if record["remat"] else "no"
         cells = [
             record["topology"],
+            f"{record['chips']:,}",
             recipe,
             f"{record['batch']:,}",
             record["exchange"],
@@ -137,6 +140,16 @@ def table(records: list[dict[str, Any]]) -> str:
         ]
         lines += ["| " + " | ".join([*cells, *_figures(record, found, moved)]) + " |"]
     return "\n".join(lines) + "\n"
+
+
+def rewrite(readme: Path, records: list[dict[str, Any]]) -> None:
+    """The whole steps between the page's marks; a plain one only where it is the only one."""
+    whole = [record for record in records if not record["loss_only"]]
+    augmented = {_of(record) for record in whole if not record["plain"]}
+    shown = [r for r in whole if not (r["plain"] and _of(r) in augmented)]
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(f"{before}{BEGIN}\n\n{table(shown, records)}\n{END}{after}")
 
 
 def _place(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -278,7 +291,8 @@ def main() -> None:
         with RECORDS.open("a") as file:
             file.write(json.dumps(record) + "\n")
     records = read()
-    (HERE / "table.md").write_text(table(records))
+    (HERE / "table.md").write_text(table(records, records))
+    rewrite(HERE / "README.md", records)
     draw(records, HERE / "scaling.png")
 
 
