@@ -294,6 +294,7 @@ class Recorder:
         self._times: dict[str, float] = {}
         self._timed_from = start + 1  # the first step compiles and is not timed
         self._clock = Clock()
+        self._lap: float | None = None  # seconds of a log step's record, where known before it
 
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Take the metrics of a step, and write those of the one before if it was a log step."""
@@ -303,6 +304,8 @@ class Recorder:
         elif self._pending and self._pending[-1][0] % self._every == 0:
             self._fetch(None)
         self._pending.append((step, metrics))
+        if step % self._every == 0 and _ready(metrics):  # one step later, the next would be in it
+            self._lap = self._clock.lap()
         self._progress.move(step)
 
     def pause(self) -> None:
@@ -356,7 +359,8 @@ class Recorder:
                 self._advice.see(step, values)
 
     def _time(self, step: int) -> dict[str, float]:
-        seconds = self._clock.lap()
+        seconds = self._clock.lap() if self._lap is None else self._lap
+        self._lap = None
         images = (step - self._timed_from) * self._images_per_step
         times, self._times, self._timed_from = self._times, {}, step
         if images:
@@ -390,6 +394,11 @@ class Recorder:
             "skip_nonfinite leaves such steps out. The checkpoints before it are kept in "
             f"{self._checkpoints}"
         )
+
+
+def _ready(metrics: Mapping[str, jax.Array]) -> bool:
+    """Whether the step has ended that they are of, which some devices wait for."""
+    return all(value.is_ready() for value in metrics.values())
 
 
 class Advice:

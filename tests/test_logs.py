@@ -193,33 +193,42 @@ def test_so_many_steps_in_a_row_may_not_be_finite(tmp_path, capsys):
         record(tmp_path / "one", losses, skips=1)
 
 
-def test_only_training_counts_as_time_of_training(tmp_path, monkeypatch):
-    """3 s to compile, 1 s a step on a device that works by itself, and 100 s at each look."""
-    now, done = [0.0], [0.0]
+@pytest.mark.parametrize("waits", [False, True])
+def test_only_training_counts_as_time_of_training(tmp_path, monkeypatch, waits):
+    """3 s to compile, 1 s a step on a device that works by itself or one that is waited for, and
+    200 s for each look.
+    """
+    now, done, ends = [0.0], [0.0], {}
 
     def wait(values):
-        now[0] = max(now[0], done[0])
+        for metrics in [values] if isinstance(values, dict) else [m for _, m in values]:
+            now[0] = max(now[0], ends[id(metrics)])
         return values
 
     monkeypatch.setattr(logs.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(logs.jax, "block_until_ready", wait)
     monkeypatch.setattr(logs.jax, "device_get", wait)
+    monkeypatch.setattr(logs, "_ready", lambda metrics: now[0] >= ends[id(metrics)])
     options = dict(images_per_step=8, every=2, checkpoints=tmp_path)
-    metrics = {"loss": jnp.asarray(1.5), "grad_norm": jnp.asarray(2.0)}
+    steps = [{"loss": jnp.asarray(1.5), "grad_norm": jnp.asarray(2.0)} for _ in range(8)]
     with closing(Logs(tmp_path)) as found:
-        recorder = Recorder("supcon", lambda step: 0.5, 0, 6, logs=found, **options)
+        recorder = Recorder("supcon", lambda step: 0.5, 0, 8, logs=found, **options)
         now[0] += 100
         recorder.start({})
-        for step in range(1, 7):
+        for step, metrics in enumerate(steps, start=1):
             done[0] = max(now[0], done[0]) + (3 if step == 1 else 1)
+            ends[id(metrics)] = done[0]
+            if waits:
+                wait(metrics)
             recorder.add(step, metrics)
-            if step in (4, 6):
+            if step in (3, 6, 8):
                 recorder.pause()
                 now[0] += 100
                 recorder.catch_up({"heldout/knn": 0.5})
                 now[0] += 100
                 recorder.resume()
     records = read_metrics(tmp_path)
+    assert [record["step"] for record in records] == [2, 3, 4, 6, 8]
     assert records[0]["time/compile_s"] == 3
-    assert sum(record["time/seconds"] for record in records) == 5
-    assert records[-1]["time/images_per_s"] == 8
+    assert sum(record["time/seconds"] for record in records) == 7
+    assert {record["time/images_per_s"] for record in records} == {8}
