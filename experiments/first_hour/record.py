@@ -182,7 +182,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch, "supcon_jax")
-        clone = typed(f"git clone {ROOT} && cd {place.name}", Path(scratch), dict(os.environ))
+        copy = f"{ROOT} {place.name}"  # whatever this checkout is called
+        clone = typed(f"git clone {copy} && cd {place.name}", Path(scratch), dict(os.environ))
         bring(options.photos, place)
         commit = ["git", "-C", str(place), "rev-parse", "--short=12", "HEAD"]
         head = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
@@ -190,7 +191,7 @@ def main() -> None:
         environment["PATH"] = f"{place}/.venv/bin:{environment['PATH']}"
         environment.pop("PYTHONPATH", None)
         query = f"church/{min(os.listdir(place / 'photos' / 'val' / 'church'))}"
-        text = [HEAD.rstrip(), *(part.replace(str(ROOT), ADDRESS) for part in clone)]
+        text = [HEAD.rstrip(), *(part.replace(copy, ADDRESS) for part in clone)]
         for step in STEPS:
             command = step.command.replace("QUERY", query)
             text += [*words(step.text), *typed(command, place, environment)]
