@@ -396,7 +396,7 @@ class Recorder:
         )
 
 
-def _ready(metrics: Mapping[str, jax.Array]) -> bool:
+def _ready(metrics: Mapping[str, Any]) -> bool:
     """Whether the step has ended that they are of, which some devices wait for."""
     return all(value.is_ready() for value in metrics.values())
 
