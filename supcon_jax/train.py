@@ -75,7 +75,8 @@ def train_and_evaluate(
 
     Raises:
       FileNotFoundError: the data set is not there.
-      ValueError: a wrong configuration or data set, or a workdir of another configuration.
+      ValueError: a wrong configuration or data set, a workdir of another configuration, or one with
+        a path that `checkpoints.check_path` refuses.
       FloatingPointError: the loss or the features are not finite; the last checkpoint is kept.
       OSError: the workdir cannot be written, or another run is going on there.
       Stopped: SIGTERM or Ctrl-C came; in a stage's loop, the state is saved before.

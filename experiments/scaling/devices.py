@@ -151,7 +151,7 @@ def main() -> None:
             {
                 "devices": case[0],
                 "exchange": case[1],
-                **{f"{name}, ms": medians.get(f"{name}, ms", 0.0) for name in TIMED},
+                **{f"{name}, ms": medians.get(f"{name}, ms") for name in TIMED},
                 "measured beside one device": spread(found["measured"]),
                 "model beside one device": spread(found["model"]),
                 "bytes, program": sent["program"],
@@ -163,7 +163,8 @@ def main() -> None:
     names = list(results[0])
     lines = ["| " + " | ".join(names) + " |", "| ---: | --- |" + " ---: |" * (len(names) - 2)]
     for result in results:
-        cells = [f"{x:,}" if isinstance(x, int) else str(x) for x in result.values()]
+        cells = ["-" if x is None else f"{x:,}" if isinstance(x, int) else str(x)
+                 for x in result.values()]  # fmt: skip
         lines += ["| " + " | ".join(cells) + " |"]
     (HERE / "devices.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
