@@ -49,7 +49,7 @@ def circumstances() -> dict[str, Any]:
         "hardware": {
             "devices": len(devices),
             "kind": devices[0].device_kind,
-            "cores": os.cpu_count(),
+            "cores": _cores(),
         },
         "versions": {
             "python": platform.python_version(),
@@ -57,6 +57,13 @@ def circumstances() -> dict[str, Any]:
         },
         "commit": _commit(),
     }
+
+
+def _cores() -> int:
+    """CPU cores that this process may use, where the system says so."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _commit() -> str | None:
