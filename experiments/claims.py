@@ -1,7 +1,8 @@
 """What is claimed, how it is judged, and what the records say: python -m experiments.claims
 
 Rewrites the parts of READMEs between two marks: in experiments/README.md the table of all claims,
-in each experiment's README.md its record. A claim that no scale has been run for is "not yet run".
+in each experiment's README.md its record, in the project's README.md some of the claims. A claim
+that no scale has been run for is "not yet run".
 """
 
 import importlib
@@ -16,6 +17,23 @@ import numpy as np
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- from the records -->", "<!-- end of the records -->"
 Values = dict[str, list[float]]  # "setting/metric" -> one number a seed
+SHOWN = (  # in the project's README, from the cpu scale
+    ("positives_cap", "more positives are better: all against none of other images"),
+    ("classification", "SupCon is more accurate than SimCLR (fashion_mnist)"),
+    ("classification", "SupCon is more accurate than L_in (fashion_mnist)"),
+    ("classification", "SupCon is more accurate than N-pairs (fashion_mnist)"),
+    ("temperature", "a temperature of 0.1 is better than 1.0"),
+    ("gradients", "hard positives contribute more to the gradient than easy ones (SupCon)"),
+    ("epochs", "pre-training with SupCon twice as long is better than half as long"),
+    ("batch_size", "a batch of 256 is better for SupCon than one of 16"),
+    ("classification", "SupCon is more accurate than cross-entropy (fashion_mnist)"),
+    (
+        "learning_rate",
+        "SupCon depends less on the learning rate: standard deviation of top-1 over the grid",
+    ),
+    ("corruptions", "SupCon has a smaller error on corrupted images"),
+    ("corruptions", "SupCon is better calibrated on clean images"),
+)
 
 
 class Claim(NamedTuple):
@@ -185,6 +203,25 @@ def _judged(name: str, scale: str, claim: dict[str, Any]) -> str:
     )
 
 
+def shown_claims() -> str:
+    """The claims of the project's README, as the cpu scale judges them."""
+    lines = ["| claim | the paper | here: difference | 95 % interval | verdict |"]
+    lines.append("| --- | --- | ---: | ---: | --- |")
+    for name, text in SHOWN:
+        record = records(name).get("cpu", {"claims": []})
+        found = next((c for c in record["claims"] if c["text"] == text), None)
+        link = f"[{_cell(text)}](experiments/{name})"
+        if found is None:
+            lines.append(f"| {link} | | | | not yet run |")
+        else:
+            difference = number_of(found["difference"], "+.2f")
+            lines.append(
+                f"| {link} | {_cell(found['paper'])} | {difference} | {interval_of(found)} "
+                f"| {found['verdict']} |"
+            )
+    return "\n".join(lines)
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "/")
 
@@ -256,7 +293,11 @@ def between_marks(file: Path, text: str) -> str:
 
 def pages() -> dict[Path, str]:
     """All READMEs with what the records say."""
-    found = {HERE / "README.md": between_marks(HERE / "README.md", all_claims())}
+    project = HERE.parent / "README.md"
+    found = {
+        project: between_marks(project, shown_claims()),
+        HERE / "README.md": between_marks(HERE / "README.md", all_claims()),
+    }
     for name in names():
         file = HERE / name / "README.md"
         found[file] = between_marks(file, of_experiment(name))

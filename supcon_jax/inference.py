@@ -7,7 +7,6 @@ features = apply_fn(variables, preprocess("image.png")[None])
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from os import cpu_count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, PyTree, UInt8
 from PIL import Image
 
-from supcon_jax.data.decode import DecodeError, fit, middle_square
+from supcon_jax.data.decode import DecodeError, fit, middle_square, usable_cores
 from supcon_jax.data.folders import images_in
 from supcon_jax.data.pipeline import prefetch
 from supcon_jax.losses import l2_normalize
@@ -239,7 +238,7 @@ def apply_to_files(
             part = list(files[start : start + size])
             yield part, list(pool.map(attempt, part))
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for part, decoded in prefetch(batches(pool)):
             good = [(file, image) for file, image in zip(part, decoded, strict=True)
                     if not isinstance(image, str)]  # fmt: skip

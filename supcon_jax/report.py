@@ -8,7 +8,6 @@ Prints the table; the folder gets curves.png and embedding.png.
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import zlib
@@ -22,6 +21,7 @@ import jax
 import numpy as np
 
 from supcon_jax import command
+from supcon_jax.data.decode import usable_cores
 from supcon_jax.evaluation.tsne import tsne
 from supcon_jax.logs import read_metrics
 from supcon_jax.terminal import shown
@@ -49,7 +49,7 @@ def circumstances() -> dict[str, Any]:
         "hardware": {
             "devices": len(devices),
             "kind": devices[0].device_kind,
-            "cores": _cores(),
+            "cores": usable_cores(),
         },
         "versions": {
             "python": platform.python_version(),
@@ -57,13 +57,6 @@ def circumstances() -> dict[str, Any]:
         },
         "commit": _commit(),
     }
-
-
-def _cores() -> int:
-    """CPU cores that this process may use, where the system says so."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _commit() -> str | None:

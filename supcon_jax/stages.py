@@ -1,6 +1,5 @@
 """From a configuration to what runs: the data, and the model, optimizer and steps of each stage."""
 
-import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ml_collections import ConfigDict
 from supcon_jax import config as configuration
 from supcon_jax import momentum, parallel
 from supcon_jax.data import pipeline, policies
+from supcon_jax.data.decode import usable_cores
 from supcon_jax.data.selection import select, stratified_share
 from supcon_jax.data.sources import (
     Source,
@@ -337,7 +337,7 @@ def streamed_batches(
         channels=config.data.channels,
         area=tuple(stage.augment.crop_area),
         ratio=tuple(stage.augment.crop_ratio),
-        workers=config.data.workers if config.data.workers >= 0 else os.cpu_count() or 1,
+        workers=config.data.workers if config.data.workers >= 0 else usable_cores(),
         on_error=config.data.on_error,
         places=places,
         **options,

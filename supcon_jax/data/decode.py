@@ -7,6 +7,7 @@ newer) is missing. Both bring libjpeg-turbo and give the same pixels: no differe
 
 import io
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -38,6 +39,13 @@ Box = tuple[float, float, float, float]  # top, left, height, width in pixels, n
 
 class DecodeError(ValueError):
     """An image that cannot be decoded; the message names it."""
+
+
+def usable_cores() -> int:
+    """CPU cores this process may use: a scheduler or container may lend fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Picture(NamedTuple):

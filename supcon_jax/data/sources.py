@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from supcon_jax.data.decode import DecodeError, fit, middle_square
+from supcon_jax.data.decode import DecodeError, fit, middle_square, usable_cores
 from supcon_jax.data.prepare import KNOWN
 
 BAD_SHARE = 0.01  # of the images may be undecodable where they are skipped
@@ -200,7 +200,7 @@ def _undecodable(source: Source) -> dict[int, str]:
         return {}
 
     parts = np.array_split(np.arange(source.size), -(-source.size // 64) or 1)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return {i: line for found in pool.map(among, parts) for i, line in found.items()}
 
 
@@ -484,7 +484,7 @@ def decoder(
                 where, image, _ = rows[place]
                 images[place] = middle_square(where, image, size=shape[0], channels=shape[2])
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding is done without the GIL
+        with ThreadPoolExecutor(usable_cores()) as pool:  # decoding is done without the GIL
             list(pool.map(fill, range(0, len(rows), 64)))
         return images, np.array([row.label for row in rows], np.int32)
 

@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from supcon_jax.data.decode import DecodeError, opencv, random_crops
+from supcon_jax.data.decode import DecodeError, opencv, random_crops, usable_cores
 from supcon_jax.data.pipeline import Batch, images_by_class, mixing, stand_ins, stored_indices
 from supcon_jax.data.sources import Encoded, Source, refuse_many
 
@@ -267,7 +267,7 @@ def _chunks(fill: Fill, numbers: range, shape: tuple[int, ...], workers: int) ->
 
 
 def _from_threads(fill: Fill, numbers: range, shape: tuple[int, ...]) -> Generator[Chunk]:
-    threads, remaining = os.cpu_count() or 1, iter(numbers)
+    threads, remaining = usable_cores(), iter(numbers)
     slots = np.empty((AHEAD * threads, *shape), np.uint8)  # used again and again, as below
 
     def make(number: int) -> Chunk:

@@ -474,3 +474,11 @@ def test_opencv_that_is_too_old_is_not_used(opencv, monkeypatch):
         assert decode.opencv() is None
     finally:
         decode.opencv.cache_clear()
+
+
+def test_cores_that_were_not_lent_are_not_used(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5}, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert decode.usable_cores() == 2
+    monkeypatch.delattr("os.sched_getaffinity")  # as on macOS
+    assert decode.usable_cores() == 64
