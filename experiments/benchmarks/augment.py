@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import os
 import shlex
 import statistics
 import time
@@ -33,6 +32,7 @@ from sklearn.datasets import load_sample_image
 from supcon_jax import config as configuration
 from supcon_jax import parallel, stages
 from supcon_jax.data import policies, randaugment
+from supcon_jax.data.decode import usable_cores
 from supcon_jax.data.sources import Source
 from supcon_jax.report import circumstances
 
@@ -46,7 +46,7 @@ SETTINGS = {
     "rand_augment 2, 10": dict(name="rand_augment", layers=2, magnitude=10.0),
     "stacked_rand_augment": dict(name="stacked_rand_augment", jitter=0.5, blur=0.5),
 }
-CORES = os.cpu_count() or 1
+CORES = usable_cores()
 
 
 @cache

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from supcon_jax.data.decode import usable_cores
 from supcon_jax.inference import Encoder, apply_to_files, find_images, load_encoder
 from supcon_jax.parallel import AXIS, make_mesh
 from supcon_jax.report import circumstances
@@ -45,7 +46,7 @@ def encode(encoder: Encoder, batches: list[jax.Array]) -> int:
 
 
 def decode(encoder: Encoder, files: list[Path]) -> int:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return sum(1 for _ in pool.map(encoder.preprocess, files))
 
 
@@ -88,7 +89,7 @@ def measure(workdir: Path, files: list[Path], batch_size: int, turns: int) -> di
         turns,
     )
     medians = {name: statistics.median(values) for name, values in found.items()}
-    per_core = medians[DECODING] / (os.cpu_count() or 1)
+    per_core = medians[DECODING] / usable_cores()
     return {
         "images/s, median": medians,
         "by turns": {

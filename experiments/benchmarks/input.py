@@ -16,7 +16,6 @@ import importlib.metadata
 import itertools
 import json
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
@@ -35,7 +34,7 @@ from supcon_jax.report import circumstances
 
 SIZE, AREA, RATIO = 224, (0.08, 1.0), (3 / 4, 4 / 3)
 BATCH = 128
-CORES = os.cpu_count() or 1
+CORES = decode.usable_cores()
 OURS, BARE, TORCH = "this stream", "bare loop", "DataLoader, Pillow"
 PACKAGES = ("grain", "opencv-python-headless", "pillow", "simplejpeg", "torch")
 
