@@ -17,12 +17,13 @@ IMAGENET = 1_281_167
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
     """Both losses for so many images; epochs grow as the images become fewer."""
     field = "data.fraction" if scale == "paper" else "data.per_class"
-    found = {}
+    found, largest = {}, max(images_of(scale).values())
     for part, images in images_of(scale).items():
         for name, recipe in RECIPES.items():
             config = with_fields(base(scale, recipe, data), {field: part})
+            config.checkpoint.every_epochs *= largest / images
             for stage in config.stages:
-                lengthen(config[stage], images, max(images_of(scale).values()))
+                lengthen(config[stage], images, largest)
             found[f"{part}: {name}"] = config
     return found
 
