@@ -253,7 +253,7 @@ def _commits(record: dict[str, Any]) -> str:
 def _hardware(record: dict[str, Any]) -> str:
     hardware = record["hardware"]
     devices, kind, cores = (hardware[key] for key in ("devices", "kind", "cores"))
-    return f"{cores} CPU cores" if kind == "cpu" else f"{devices} x {kind}"
+    return f"{cores} CPU core{'s' * (cores > 1)}" if kind == "cpu" else f"{devices} x {kind}"
 
 
 def of_experiment(name: str) -> str:

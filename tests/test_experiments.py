@@ -1,6 +1,8 @@
 """Every experiment runs from its command, at the scale that is there for that."""
 
+import importlib
 import json
+import operator
 import os
 import re
 import subprocess
@@ -56,6 +58,17 @@ def test_an_experiment_runs(name, scratch, tmp_path):
 def test_the_pages_show_the_records():
     for file, text in claims.pages().items():
         assert file.read_text() == text, f"{file}: run python -m experiments.claims"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_cpu_record_has_three_seeds_and_judges_what_the_script_claims(name):
+    record = claims.records(name)["cpu"]
+    values = {of: np.array(found["values"], float) for of, found in record["quantities"].items()}
+    assert min(map(len, values.values())) >= 3
+    stated = importlib.import_module(f"experiments.{name}.run").CLAIMS
+    judged = [claims.judged(c, values) for c in stated if {c.first, c.second} <= values.keys()]
+    told = operator.itemgetter("text", "paper", "verdict")
+    assert [told(claim) for claim in record["claims"]] == [told(claim) for claim in judged]
 
 
 def test_what_is_drawn_of_a_record():
