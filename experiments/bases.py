@@ -77,7 +77,7 @@ def _cpu(recipe: str, data: Path | None, name: str) -> ConfigDict:
         crop = dict(crop_area=(0.5, 1.0), jitter=0.0, grey=0.0)
         config[stage].augment.update(crop, flip=0.0 if name == "digits" else 0.5)
     config.linear.augment.update(crop_area=(1.0, 1.0))
-    return _unattended(config, every_epochs=EPOCHS / 6, keep=100)
+    return _unattended(config)
 
 
 def _gpu(recipe: str, data: Path | None, name: str) -> ConfigDict:
@@ -95,9 +95,9 @@ def _paper(recipe: str, data: Path | None, name: str) -> ConfigDict:
     return published("resnet50", recipe, data)
 
 
-def _unattended(config: ConfigDict, every_epochs: float = 1e9, keep: int = 1) -> ConfigDict:
-    """Nothing to look at in between; checkpoints where they are needed later."""
+def _unattended(config: ConfigDict, every_epochs: float = 1e9) -> ConfigDict:
+    """Nothing to look at in between; checkpoints only to go on from."""
     config.evaluation.every_epochs = 0.0
-    config.checkpoint.update(every_epochs=every_epochs, keep=keep)
+    config.checkpoint.update(every_epochs=every_epochs, keep=1)
     config.log.every_steps = 50
     return config

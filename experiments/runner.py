@@ -56,6 +56,7 @@ def main(
     derive: Callable[[Values], Values] = lambda values: {},
     diverged: Callable[[ConfigDict], float] = lambda config: float("nan"),
     draw: Draw = dots,
+    apart: bool = False,
 ) -> None:
     """The command of an experiment.
 
@@ -68,6 +69,8 @@ def main(
       diverged: what every metric of a run that diverged counts as there.
       draw: `(record, file)` draws the picture of all settings; here alone, the record also has
         "workdirs", the folders of each setting's runs, by its name.
+      apart: the runs are in a folder of `--scratch` of their own: those of other experiments have
+        not kept what `measure` needs.
     """
     script = Path(sys.modules["__main__"].__file__ or "")
     parser = argparse.ArgumentParser(
@@ -84,6 +87,8 @@ def main(
     seeds = options.seeds or (2 if options.scale == "smoke" else 3)
     scratch = options.scratch or Path("runs/experiments", options.scale)
     out = options.out or (scratch if options.scale == "smoke" else script.parent)
+    if apart:
+        scratch /= script.parent.name
     quieten()
     keep_compiled_programs()
 

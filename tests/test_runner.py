@@ -134,7 +134,7 @@ def experiment(training, tmp_path, monkeypatch):
     def command(*options, scratch="scratch", **changes):
         folders = ["--scratch", str(tmp_path / scratch), "--out", str(tmp_path / "out")]
         # a test's worker has no file
-        monkeypatch.setattr(sys.modules["__main__"], "__file__", "run.py", raising=False)
+        monkeypatch.setattr(sys.modules["__main__"], "__file__", "mine/run.py", raising=False)
         monkeypatch.setattr(sys, "argv", ["run.py", "--scale", "cpu", *folders, *options])
         drawn = {"draw": lambda record, file: file.write_text(str(record["workdirs"]))}
         runner.main(settings, [CLAIM], **(drawn | changes))
@@ -154,6 +154,16 @@ def test_a_second_call_trains_nothing_and_says_the_same(experiment, training):
     assert [run["commit"] for run in first["runs"]["a"]] == ["commit1", "commit3"]
     assert len({run["config"] for runs in first["runs"].values() for run in runs}) == 4
     assert first["quantities"]["a/top1"]["values"] == [2.0, 3.0]
+
+
+def test_an_experiment_that_keeps_more_takes_no_run_of_another(experiment, training, tmp_path):
+    experiment("--seeds", "1")
+    record = experiment("--seeds", "1", apart=True)
+    assert training.runs == [(2.0, 0), (1.0, 0)] * 2
+    run = record["runs"]["a"][0]
+    assert run["commit"] == "commit3" and (tmp_path / "scratch" / "mine" / run["config"]).is_dir()
+    experiment("--seeds", "1", apart=True)
+    assert len(training.runs) == 4
 
 
 def test_parts_become_one_record(experiment):

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.bases import with_fields
+from experiments.bases import EPOCHS, with_fields
 from experiments.classification.run import DATA, methods
 from experiments.gradients.closed_form import (
     Pairs,
@@ -46,13 +46,14 @@ CURVES = [f"{end} {kind}" for end in ("hardest", "easiest") for kind in ("positi
 EDGES = np.linspace(-1, 1, 21)  # of the bins of the cosine
 AGREEMENT = "digits that agree with jax.grad"
 METHODS = ("SupCon", "L_in")
+EVERY = {"smoke": 1.0, "cpu": EPOCHS / 6}  # epochs between checkpoints; else as in the recipe
 
 
 def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
     """Both losses, each with its own learning rate, with all checkpoints kept."""
     keep: dict[str, float] = {"checkpoint.keep": 1000}
-    if scale == "smoke":
-        keep["checkpoint.every_epochs"] = 1.0
+    if scale in EVERY:
+        keep["checkpoint.every_epochs"] = EVERY[scale]
     found = methods(scale, data, DATA[scale][0])
     return {name: with_fields(found[name], keep) for name in METHODS}
 
@@ -311,4 +312,4 @@ CLAIMS = [
 ]
 
 if __name__ == "__main__":
-    main(settings, CLAIMS, measure=gradient_terms, draw=draw)
+    main(settings, CLAIMS, measure=gradient_terms, draw=draw, apart=True)
