@@ -65,7 +65,7 @@ def dots(record: dict[str, Any], file: Path) -> None:
             found["mean"], place, xerr=found["sd"], fmt="|", color=color, markersize=12, capsize=3
         )
     axis.set_yticks(range(len(drawn)), [row.name for row in drawn])
-    axis.invert_yaxis()
+    axis.set_ylim(len(drawn) - 0.5, -0.5)  # the first on top
     axis.set_xlabel("test top-1, %")
     axis.grid(axis="x", alpha=0.3)
     _save(figure, file)

@@ -7,12 +7,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.bases import RECIPES, base
+from experiments.pictures import dots
 from experiments.runner import Values, main
 from supcon_jax.logs import read_metrics
 from supcon_jax.suites import Subject, of_logits, open_subject, sgd_probe
 from supcon_jax.trained import open_run
 
 METHODS = {**RECIPES, "SimCLR": "simclr"}
+RATE = "SGD's rate"
 STEP = 3.0  # from one learning rate that is tried to the next
 HOLDOUT = 0.1  # of the training images, to choose a rate; the fast probe so chooses its penalty
 SEARCH = 0.2  # of the length, for each rate that is tried
@@ -31,7 +33,7 @@ def probed(workdir: Path, config: ConfigDict, results: Mapping[str, Any]) -> Map
     subject = opened(workdir, holdout=0.0)
     fast = of_logits(subject.probed(subject.test), subject.test.labels)["top1"]
     slow = by_sgd(subject, rate)["top1"]
-    return {"fast": 100 * fast, "SGD": 100 * slow, "SGD's rate": rate}
+    return {"fast": 100 * fast, "SGD": 100 * slow, RATE: rate}
 
 
 def best_rate(subject: Subject) -> float:
@@ -87,7 +89,13 @@ def differences(values: Values) -> Values:
     }
 
 
+def draw(record: dict[str, Any], file: Path) -> None:
+    """The accuracies, without the learning rates that were chosen."""
+    shown = {of: found for of, found in record["quantities"].items() if not of.endswith(RATE)}
+    dots(record | {"quantities": shown}, file)
+
+
 CLAIMS = ()
 
 if __name__ == "__main__":
-    main(settings, CLAIMS, measure=probed, derive=differences)
+    main(settings, CLAIMS, measure=probed, derive=differences, draw=draw)
