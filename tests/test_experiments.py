@@ -71,6 +71,12 @@ def test_the_cpu_record_has_three_seeds_and_judges_what_the_script_claims(name):
     assert [told(claim) for claim in record["claims"]] == [told(claim) for claim in judged]
 
 
+@pytest.mark.parametrize(("name", "text"), claims.SHOWN)
+def test_the_project_page_shows_claims_that_are_made(name, text):
+    stated = importlib.import_module(f"experiments.{name}.run").CLAIMS
+    assert text in [claim.text for claim in stated]
+
+
 def test_what_is_drawn_of_a_record():
     def spread(mean):
         return {"mean": mean, "sd": 0.5, "values": [1.0, 2.0]}

@@ -9,13 +9,14 @@ import argparse
 import json
 from pathlib import Path
 
+from experiments.bases import RATES
 from experiments.probes.run import PLAIN, by_sgd, opened, settings
 from experiments.runner import trained, with_seed, workdir_of
 from supcon_jax.command import keep_compiled_programs, quieten
 from supcon_jax.report import circumstances
 
 EPOCHS, HOLDOUT = 2.0, 0.1
-FIRST, STEP = 3.0, 3.0
+FIRST, STEP = RATES["linear"], 3.0
 
 
 def search(workdir: Path) -> dict[str, float]:
