@@ -18,7 +18,8 @@ from supcon_jax.data.datasets import dataset
 
 EPOCHS = 20.0  # of contrastive stages at the cpu scale; cross-entropy has twice as many
 RECIPES = {"SupCon": "supcon", "cross-entropy": "cross_entropy"}  # most experiments' two methods
-RATES = {"supcon": 0.5, "simclr": 0.15, "cross_entropy": 0.3, "linear": 3.0}
+RATES = {"supcon": 0.5, "simclr": 0.15, "cross_entropy": 0.3}
+LINEAR_RATES = {"supcon": 9.0, "simclr": 27.0, "cross_entropy": 0.081}  # of a linear stage after it
 
 
 def base(
@@ -71,12 +72,12 @@ def _cpu(recipe: str, data: Path | None, name: str) -> ConfigDict:
         stage.head.update(layers=(64, 64), batch_norm=True)
     config.linear.update(batch_size=64, epochs=EPOCHS, warmup_epochs=1.0)
     config.cross_entropy.update(batch_size=64, epochs=2 * EPOCHS, warmup_epochs=EPOCHS / 5)
-    for stage, rate in RATES.items():
+    for stage, rate in {**RATES, "linear": LINEAR_RATES[recipe]}.items():
         config[stage].schedule.update(learning_rate=rate)
         config[stage].optimizer.update(weight_decay=0.0 if stage == "linear" else 5e-4)
         crop = dict(crop_area=(0.5, 1.0), jitter=0.0, grey=0.0)
         config[stage].augment.update(crop, flip=0.0 if name == "digits" else 0.5)
-    config.linear.augment.update(crop_area=(1.0, 1.0))
+    config.linear.augment.update(crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0))
     return _unattended(config)
 
 

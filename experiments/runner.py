@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from supcon_jax import config as configuration
 from supcon_jax.command import keep_compiled_programs, quieten
 from supcon_jax.interruption import Stopped
 from supcon_jax.report import circumstances
+from supcon_jax.stages import Data, open_data
 from supcon_jax.train import train_and_evaluate
 from supcon_jax.workdir import write_json, write_whole
 
@@ -202,8 +203,19 @@ def trained(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     file = workdir / "results.json"
     if not file.exists():
         with timed(workdir):
-            train_and_evaluate(config, workdir, pictures=False)
+            train_and_evaluate(config, workdir, pictures=False, data=opened(config))
     return json.loads(file.read_text())
+
+
+def opened(config: ConfigDict) -> Data:
+    """The data of a run: those of the last two data sets are kept, as many runs share them."""
+    plain = config.copy_and_resolve_references().to_dict()
+    return _opened(json.dumps({part: plain[part] for part in ("data", "evaluation")}))
+
+
+@lru_cache(maxsize=2)
+def _opened(parts: str) -> Data:
+    return open_data(ConfigDict(json.loads(parts)))
 
 
 @contextmanager

@@ -58,6 +58,7 @@ def train_and_evaluate(
     allow_config_change: bool = False,
     profile: bool = False,
     pictures: bool = True,
+    data: Data | None = None,
 ) -> dict[str, Any]:
     """Run the stages of a recipe, evaluate on the test split, and write everything to `workdir`.
 
@@ -69,6 +70,8 @@ def train_and_evaluate(
       allow_config_change: go on in a workdir that was started with another configuration.
       profile: write a profiler's trace of ten steps of each stage to `workdir/profile`.
       pictures: draw curves and the map of the test images.
+      data: what `open_data` has returned for this configuration, or for one that differs in its
+        seed, stages or model only; opened here by default.
 
     Returns:
       The contents of results.json.
@@ -92,7 +95,7 @@ def train_and_evaluate(
     with ExitStack() as stack:
         interruptions = stack.enter_context(Interruptions().caught())
         mesh = parallel.make_mesh()
-        data = open_data(config)
+        data = open_data(config) if data is None else data
         for name in config.stages:
             check_batch(config, name, data, mesh)
         stages = [build_stage(config, name, data, mesh) for name in config.stages]

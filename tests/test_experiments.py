@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from experiments import claims, pictures
+from experiments import bases, claims, pictures
+from experiments.classification import rates
+from experiments.probes import run as probes
 
 SCRIPTS = {
     file.parent.name: file.read_text()
@@ -75,6 +77,19 @@ def test_the_cpu_record_has_three_seeds_and_judges_what_the_script_claims(name):
 def test_the_project_page_shows_claims_that_are_made(name, text):
     stated = importlib.import_module(f"experiments.{name}.run").CLAIMS
     assert text in [claim.text for claim in stated]
+
+
+def test_the_rates_of_the_linear_stage_were_the_best_on_held_out_images():
+    searches = (
+        ("classification", "fashion_mnist", rates.LINEAR, bases.LINEAR_RATES),
+        ("probes", None, probes.METHODS, probes.RATES),
+    )
+    for experiment, part, methods, chosen in searches:
+        found = json.loads((ROOT / "experiments" / experiment / "rates.json").read_text())
+        heldout = found["heldout"][part] if part else found["heldout"]
+        for method, recipe in methods.items():
+            scores = heldout[method + ", linear stage" if part else method]
+            assert max(scores, key=scores.get) == f"{chosen[recipe]:.3g}"
 
 
 def test_what_is_drawn_of_a_record():

@@ -98,10 +98,11 @@ class Training:
     """Stands for the training: tells what it was asked for, and stops or diverges where told."""
 
     def __init__(self):
-        self.runs, self.ends = [], {}
+        self.runs, self.data, self.ends = [], [], {}
 
-    def __call__(self, config, workdir, *, pictures):
+    def __call__(self, config, workdir, *, pictures, data):
         assert not pictures
+        self.data.append(data)
         rate = config.supcon.schedule.learning_rate
         self.runs.append((rate, config.seed))
         workdir.mkdir(parents=True, exist_ok=True)
@@ -154,6 +155,15 @@ def test_a_second_call_trains_nothing_and_says_the_same(experiment, training):
     assert [run["commit"] for run in first["runs"]["a"]] == ["commit1", "commit3"]
     assert len({run["config"] for runs in first["runs"].values() for run in runs}) == 4
     assert first["quantities"]["a/top1"]["values"] == [2.0, 3.0]
+
+
+def test_runs_of_the_same_images_have_them_opened_once(experiment, training):
+    experiment("--seeds", "2")
+    first = training.data[0]
+    assert all(data is first for data in training.data)
+    assert runner.opened(small(data__per_class=10)).train.size == 100 < first.train.size
+    assert runner.opened(small(evaluation__references=20)).references.size == 20
+    assert runner.opened(small()).references.size == first.references.size
 
 
 def test_an_experiment_that_keeps_more_takes_no_run_of_another(experiment, training, tmp_path):

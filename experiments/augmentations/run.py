@@ -29,9 +29,11 @@ def settings(scale: str, data: Path | None) -> dict[str, ConfigDict]:
                 fields[f"{stage}.augment.name"] = policy
                 colours = COLOURS if scale == "paper" else WEAK
                 fields |= {f"{stage}.augment.{field}": x for field, x in colours.items()}
-                if scale == "cpu":  # those of its linear stage are milder otherwise
-                    fields[f"{stage}.augment.crop_area"] = (0.5, 1.0)
-            found[f"{first}, {second}"] = with_fields(base(scale, "supcon", data), fields)
+            config = base(scale, "supcon", data)
+            if scale == "cpu":  # where the linear stage has no crops otherwise
+                crops = ("crop_area", "crop_ratio")
+                fields |= {f"linear.augment.{x}": config.supcon.augment[x] for x in crops}
+            found[f"{first}, {second}"] = with_fields(config, fields)
     return found
 
 

@@ -1,22 +1,22 @@
 """Learning rates of the SGD probe at the cpu scale: python -m experiments.probes.rates
 
 The linear stage for two epochs of all training images but a tenth, without augmentation, on the
-encoder of each method's run of seed 0: at the rate of the recipe, 3 and 9 times that, and on in
-either direction while the best on the held-out tenth is at an end. Writes rates.json.
+encoder of each method's run of seed 0: at the rate of the recipe, a third and three times that, and
+on in either direction while the best on the held-out tenth is at an end. Writes rates.json.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from experiments.bases import RATES
+from experiments.bases import LINEAR_RATES
 from experiments.probes.run import PLAIN, by_sgd, opened, settings
 from experiments.runner import trained, with_seed, workdir_of
 from supcon_jax.command import keep_compiled_programs, quieten
 from supcon_jax.report import circumstances
 
 EPOCHS, HOLDOUT = 2.0, 0.1
-FIRST, STEP = RATES["linear"], 3.0
+FIRST, STEP = LINEAR_RATES["supcon"], 3.0
 
 
 def search(workdir: Path) -> dict[str, float]:
@@ -27,7 +27,7 @@ def search(workdir: Path) -> dict[str, float]:
     config.linear.update(epochs=EPOCHS, warmup_epochs=EPOCHS / 10)
     config.linear.augment.update(PLAIN)
     found: dict[int, float] = {}
-    ahead = [0, 1, 2]
+    ahead = [-1, 0, 1]
     while ahead:
         for power in ahead:
             config.linear.schedule.learning_rate = FIRST * STEP**power

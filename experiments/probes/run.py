@@ -15,9 +15,7 @@ from supcon_jax.trained import open_run
 METHODS = {**RECIPES, "SimCLR": "simclr"}
 RATES = {"supcon": 9.0, "cross_entropy": 1 / 3, "simclr": 27.0}  # see rates.py
 EPOCHS = 6.0  # of the linear stage where it has more images than the encoder had
-PLAIN = {"crop_area": (1.0, 1.0), "crop_ratio": (1.0, 1.0)} | dict.fromkeys(
-    ("flip", "jitter", "grey"), 0.0
-)
+PLAIN = {"crop_area": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": 0.0, "jitter": 0.0, "grey": 0.0}
 PROBES = ("SGD", "SGD without augmentation")
 
 
