@@ -177,9 +177,8 @@ def all_claims() -> str:
             "| --- | --- | --- | --- | ---: | ---: | ---: | --- |",
             *judged,
             "",
-            "The runs. A results.json that has `runs` tells of each its time, with measuring, its",
-            "commit, and the hash of its configuration, which names the run's folder, where",
-            "config.json is. Older ones have the time of training alone and their own commit.",
+            "The runs. A results.json tells of each its time, with measuring, its commit, and the",
+            "hash of its configuration, which names the run's folder, where config.json is.",
             "",
             "| experiment | scale | runs | seconds a run | in all | hardware | commits |",
             "| --- | --- | ---: | ---: | ---: | --- | --- |",
@@ -236,18 +235,18 @@ def _runs(name: str, scale: str, record: dict[str, Any]) -> str:
 
 def _times(record: dict[str, Any]) -> tuple[int, str, str]:
     """How many runs, their median of seconds, and their sum in minutes or hours."""
-    seconds = record.get("training_seconds")  # of older records
-    if seconds is None:
-        seconds = [run["seconds"] for runs in record["runs"].values() for run in runs]
-    known = [x for x in seconds if x is not None] or [0.0]  # no run of an older one may have ended
-    minutes = sum(known) / 60
+    seconds = [run["seconds"] for run in _runs_of(record)]
+    minutes = sum(seconds) / 60
     total = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-    return len(seconds), f"{statistics.median(known):.0f}", total
+    return len(seconds), f"{statistics.median(seconds):.0f}", total
 
 
 def _commits(record: dict[str, Any]) -> str:
-    runs = [run for found in record.get("runs", {}).values() for run in found] or [record]
-    return ", ".join(f"`{commit}`" for commit in sorted({str(run["commit"]) for run in runs}))
+    return ", ".join(f"`{commit}`" for commit in sorted({r["commit"] for r in _runs_of(record)}))
+
+
+def _runs_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return [run for found in record["runs"].values() for run in found]
 
 
 def _hardware(record: dict[str, Any]) -> str:
@@ -261,10 +260,9 @@ def of_experiment(name: str) -> str:
     parts = []
     for scale, record in records(name).items():
         number, median, total = _times(record)
-        of = "" if "runs" in record else " of training"
         parts.append(
             f"`{record['command']}`, {_hardware(record)}, commit {_commits(record)}: {number} "
-            f"runs, {median} s{of} each (median), {total} in all; mean ± standard deviation of "
+            f"runs, {median} s each (median), {total} in all; mean ± standard deviation of "
             f"{_seeds(record)}.\n\n{table(record)}"
         )
         if (HERE / name / f"{scale}.png").exists():
